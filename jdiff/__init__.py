@@ -1,0 +1,1 @@
+"""jdiff: diffusion and flow models in JAX."""
