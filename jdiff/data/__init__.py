@@ -1,0 +1,1 @@
+"""Real images in: prepared sets by name, and seeded, sharded, resumable batches of them."""
