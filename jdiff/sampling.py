@@ -1,0 +1,189 @@
+"""sample(): a solver over a time grid, as one compiled scan."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jdiff import grids
+from jdiff.denoisers import as_denoiser, schedule_of
+from jdiff.errors import UserError
+from jdiff.predictions import Prediction
+from jdiff.pytree import Array, PyTree, noise_like
+from jdiff.schedules import schedule_map
+from jdiff.solvers import Solver, heun
+
+#: What `observe` is called with at every grid point but the last: (x, t, prediction) -> anything.
+Observe = Callable[[PyTree, Array, Prediction], PyTree]
+
+
+def sample(
+    key: Array, denoiser: Any, *, times: Array, shape: PyTree = None, num: int | None = None,
+    cond: PyTree = None, schedule: PyTree = None, solver: Solver | None = None,
+    x: PyTree = None, ids: Array | None = None, batch: int | None = None,
+    observe: Observe | None = None, sharding: jax.sharding.Sharding | None = None,
+) -> PyTree:  # fmt: skip
+    """Draws samples by stepping a solver from noise to data.
+
+    Sample i depends on `key` and its id alone: not on the batch, the other samples or the devices.
+    The denoiser, solver, schedule and grid are arguments of one compiled program, so new weights,
+    guidance scales, churn or times of the same length do not recompile, and `jax.vmap` over any of
+    them is one program.
+
+    Args:
+      key: one PRNG key for the whole draw.
+      denoiser: (x, t `[B]`, cond) -> Prediction: guided or not, a pytree or a plain function.
+      times: falling times `[n + 1]` for n steps, from `grids`.
+      shape: one sample's shape without the batch, e.g. (32, 32, 3), or a tree of shapes.
+      num: how many samples; taken from x, ids or cond where they are given, else 1.
+      cond: a tree of `[num, ...]` arrays handed to the denoiser.
+      schedule: the denoiser's own unless given.
+      solver: `solvers.heun()` unless given.
+      x: the state at times[0] to start from, `[num, ...]`: noise of your own, or a noised image
+        (`predictions.corrupt`). Drawn as sigma(times[0]) eps unless given.
+      ids: `[num]` integers that name the samples; 0..num-1 unless given.
+      batch: samples at a time; all at once unless given. The last batch is padded, not recompiled.
+      observe: `observe(x, t, prediction)` at the start of each step; what it returns is stacked.
+        It is static: a new function (a new lambda, too) compiles anew.
+      sharding: how a batch is laid out over devices, e.g. NamedSharding(mesh, P("data")).
+
+    Returns:
+      The samples `[num, ...]`; with `observe`, (samples, trajectory `[n, num, ...]`).
+
+    Raises:
+      UserError: a missing shape or schedule, lengths that disagree, times that do not fall or do
+        not fit the schedule.
+
+    >>> x = sample(jax.random.key(0), denoise, shape=(8, 8, 1), num=64, cond={"label": wanted},
+    ...            solver=solvers.heun(), times=grids.karras(schedule, 18))
+    """
+    parts = list(
+        stream(
+            key, denoiser, times=times, shape=shape, num=num, cond=cond, schedule=schedule,
+            solver=solver, x=x, ids=ids, batch=batch, observe=observe, sharding=sharding,
+        )
+    )  # fmt: skip
+    if len(parts) == 1:
+        return parts[0]
+    if observe is None:
+        return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+    images, paths = zip(*parts)
+    return (
+        jax.tree.map(lambda *a: jnp.concatenate(a), *images),
+        jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *paths),
+    )
+
+
+def stream(
+    key: Array, denoiser: Any, *, times: Array, shape: PyTree = None, num: int | None = None,
+    cond: PyTree = None, schedule: PyTree = None, solver: Solver | None = None,
+    x: PyTree = None, ids: Array | None = None, batch: int | None = None,
+    observe: Observe | None = None, sharding: jax.sharding.Sharding | None = None,
+) -> Iterator[PyTree]:  # fmt: skip
+    """`sample`, a batch at a time: yields what `sample` would concatenate.
+
+    For draws that do not fit in memory, and for progress bars. The same arguments and errors.
+    """
+    denoiser = as_denoiser(denoiser)
+    schedule = schedule_of(denoiser, schedule)
+    solver = heun() if solver is None else solver
+    times = grids.check(times, schedule)
+    num = _number(num, x=x, ids=ids, cond=cond)
+    if x is None and shape is None:
+        raise UserError("sample: give shape=(height, width, channels), or x= to start from.")
+    shapes = None if x is not None else _Shapes.of(shape)
+    ids = jnp.arange(num) if ids is None else jnp.asarray(ids)
+    batch = num if batch is None else min(batch, num)
+    if batch < 1:
+        raise UserError(f"sample: num={num} and batch={batch} given; both are at least 1.")
+
+    for start in range(0, num, batch):
+        take = jnp.minimum(jnp.arange(start, start + batch), num - 1)
+        pick = lambda a, take=take: a if batch == num else jnp.asarray(a)[take]  # noqa: E731
+        inputs = jax.tree.map(pick, (ids, x, cond))
+        if sharding is not None:
+            inputs = jax.device_put(inputs, sharding)
+        out = _run(key, *inputs, denoiser, schedule, solver, times, shapes=shapes, observe=observe)
+        keep = min(batch, num - start)
+        yield out if keep == batch else _first(out, keep, observe is not None)
+
+
+@partial(jax.jit, static_argnames=("shapes", "observe"))
+def _run(
+    key: Array, ids: Array, x: PyTree, cond: PyTree, denoiser: Any, schedule: PyTree,
+    solver: Solver, times: Array, *, shapes: "_Shapes | None", observe: Observe | None,
+) -> PyTree:  # fmt: skip
+    """One batch, one program: the initial noise and the scan over the grid."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+    if x is None:
+        z = noise_like(_step_keys(keys, 0), shapes.batch(len(ids)))
+        x = schedule_map(lambda s, z: (s.sigma(times[0]) * z).astype(z.dtype), schedule, z)
+
+    def body(carry: tuple, step: tuple) -> tuple:
+        x, memory = carry
+        i, t, s = step
+        x_next, memory, prediction = solver.step(
+            denoiser, schedule, x, memory, t, s, _step_keys(keys, i + 1), cond
+        )
+        x_next = jax.tree.map(lambda new, old: new.astype(old.dtype), x_next, x)
+        return (x_next, memory), None if observe is None else observe(x, t, prediction)
+
+    steps = (jnp.arange(len(times) - 1), times[:-1], times[1:])
+    (x, _), trajectory = jax.lax.scan(body, (x, solver.init(x, times)), steps)
+    return x if observe is None else (x, trajectory)
+
+
+def _step_keys(keys: Array, step: Array | int) -> Array:
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+
+
+class _Shapes(tuple):
+    """A tree of shapes, flattened so that it can be a static argument: (treedef, shapes)."""
+
+    @classmethod
+    def of(cls, shape: PyTree) -> "_Shapes":
+        """From a tuple of integers or a tree of such tuples."""
+        is_shape = lambda s: isinstance(s, tuple | list) and all(isinstance(n, int) for n in s)  # noqa: E731
+        leaves, treedef = jax.tree.flatten(shape, is_leaf=is_shape)
+        if not leaves or not all(is_shape(leaf) for leaf in leaves):
+            raise UserError(
+                f"sample: shape must be a tuple of integers or a tree of them: {shape!r}."
+            )
+        return cls((treedef, tuple(tuple(leaf) for leaf in leaves)))
+
+    def batch(self, size: int) -> PyTree:
+        """The shape structs of a batch, in jax's default float dtype."""
+        dtype = jnp.result_type(float)
+        treedef, shapes = self
+        return treedef.unflatten([jax.ShapeDtypeStruct((size, *s), dtype) for s in shapes])
+
+
+def _number(num: int | None, **given: PyTree) -> int:
+    """The number of samples, after checking that all that is given agrees on it."""
+    lengths = {}
+    if num is not None:
+        lengths["num"] = num
+    for name, tree in given.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            where = name + jax.tree_util.keystr(path)
+            if not jnp.ndim(leaf):
+                raise UserError(
+                    f"sample: {where} is a scalar; give one entry a sample, [num, ...]."
+                )
+            lengths[where] = jnp.shape(leaf)[0]
+    if len(set(lengths.values())) > 1:
+        raise UserError(
+            "sample: lengths disagree: "
+            + ", ".join(f"{k} has {v}" for k, v in lengths.items())
+            + "."
+        )
+    return next(iter(lengths.values()), 1)
+
+
+def _first(out: PyTree, keep: int, observed: bool) -> PyTree:
+    if not observed:
+        return jax.tree.map(lambda a: a[:keep], out)
+    x, trajectory = out
+    return jax.tree.map(lambda a: a[:keep], x), jax.tree.map(lambda a: a[:, :keep], trajectory)

@@ -1,0 +1,114 @@
+"""Stochastic samplers: DDPM's ancestral steps, and EDM's churn."""
+
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+
+from jdiff.errors import UserError
+from jdiff.predictions import Prediction
+from jdiff.pytree import Array, PyTree, broadcast_time, noise_like, struct
+from jdiff.schedules import Schedule, first, schedule_map
+from jdiff.solvers.base import Solver
+from jdiff.solvers.exponential import posterior_std
+from jdiff.solvers.ode import heun_update
+
+
+@struct
+class DDPM(Solver):
+    """Ancestral sampling: the posterior mean, and a variance between its two bounds."""
+
+    variance: Array | float = 0.0
+
+    order: ClassVar[int] = 1
+    evaluations: ClassVar[int] = 1
+
+    def step(
+        self, denoise: Any, schedule: PyTree, x: PyTree, memory: Any, t: Array, s: Array,
+        keys: Array, cond: PyTree,
+    ) -> tuple[PyTree, Any, Prediction]:  # fmt: skip
+        """Equations 6 and 7 of Ho et al. 2020, for any two times."""
+        prediction = denoise(x, broadcast_time(t, x), cond)
+
+        def update(sched: Schedule, x0: Array, eps: Array, z: Array) -> Array:
+            alpha_s, sigma_s, sigma_t = sched.alpha(s), sched.sigma(s), sched.sigma(t)
+            # Posterior mean: alpha_s x0 + (alpha_t sigma_s^2 / (alpha_s sigma_t)) eps.
+            ratio = jnp.exp(
+                0.5 * (sched.logsnr(t) - sched.logsnr(s))
+            )  # alpha_t sigma_s / (alpha_s sigma_t)
+            small = posterior_std(sched, t, s)  # of q(x_s | x_t, x0)
+            large = sigma_t * jnp.sqrt(1.0 - ratio**2)  # of q(x_t | x_s)
+            std = small ** (1.0 - self.variance) * large**self.variance
+            return alpha_s * x0 + sigma_s * ratio * eps + jnp.where(sigma_s == 0, 0.0, std) * z
+
+        return schedule_map(update, schedule, *prediction, noise_like(keys, x)), memory, prediction
+
+
+@struct
+class EDMChurn(Solver):
+    """Heun's step from a noise level raised by fresh noise. The leaves are the paper's numbers."""
+
+    churn: Array | float
+    s_min: Array | float
+    s_max: Array | float
+    noise: Array | float
+
+    order: ClassVar[int] = 2
+    evaluations: ClassVar[int] = 2
+
+    def init(self, x: PyTree, times: Array) -> Any:
+        """The number of steps N, among which churn is shared out."""
+        return jnp.asarray(len(times) - 1, jnp.float32)
+
+    def step(
+        self, denoise: Any, schedule: PyTree, x: PyTree, memory: Any, t: Array, s: Array,
+        keys: Array, cond: PyTree,
+    ) -> tuple[PyTree, Any, Prediction]:  # fmt: skip
+        """Algorithm 2 of Karras et al. 2022, in sigma / alpha for any schedule."""
+        sched = first(schedule)
+        sigma = sched.sigma_ratio(t)
+        inside = (self.s_min <= sigma) & (sigma <= self.s_max) & jnp.isfinite(sigma)
+        gamma = jnp.where(inside, jnp.minimum(self.churn / memory, jnp.sqrt(2.0) - 1.0), 0.0)
+        t_hat = jnp.where(gamma > 0, sched.time(sched.logsnr(t) - 2.0 * jnp.log1p(gamma)), t)
+
+        def raise_noise(sched: Schedule, x: Array, z: Array) -> Array:
+            alpha, alpha_hat = sched.alpha(t), sched.alpha(t_hat)
+            scale = jnp.where(t_hat == t, 1.0, alpha_hat / alpha)
+            added = sched.sigma(t_hat) ** 2 - (scale * sched.sigma(t)) ** 2
+            return scale * x + jnp.sqrt(jnp.maximum(added, 0.0)) * self.noise * z
+
+        x_hat = schedule_map(raise_noise, schedule, x, noise_like(keys, x))
+        x_next, prediction = heun_update(denoise, schedule, x_hat, t_hat, s, cond)
+        return x_next, memory, prediction
+
+
+def ddpm(variance: Array | float = 0.0) -> DDPM:
+    """DDPM's ancestral sampler (Ho et al. 2020), for any grid.
+
+    Args:
+      variance: 0 is the posterior's ("fixedsmall"), 1 is beta ("fixedlarge"), values between
+        interpolate their logarithms (Nichol and Dhariwal 2021, equation 15).
+
+    Raises:
+      UserError: a variance outside [0, 1].
+    """
+    if isinstance(variance, int | float) and not 0 <= variance <= 1:
+        raise UserError(f"ddpm: variance={variance} given; it lies in [0, 1].")
+    return DDPM(variance)
+
+
+def edm(
+    churn: Array | float = 0.0, s_min: Array | float = 0.0, s_max: Array | float = jnp.inf,
+    noise: Array | float = 1.0,
+) -> EDMChurn:  # fmt: skip
+    """EDM's stochastic sampler (Karras et al. 2022, algorithm 2); churn = 0 is `heun`.
+
+    Args:
+      churn: S_churn; each step raises the noise level by min(churn / N, sqrt(2) - 1).
+      s_min, s_max: S_tmin and S_tmax, the range of sigma / alpha in which noise is added.
+      noise: S_noise, the standard deviation of the fresh noise.
+
+    ImageNet-64 in the paper: edm(churn=40, s_min=0.05, s_max=50, noise=1.003), 256 steps.
+    """
+    if isinstance(churn, int | float) and churn < 0:
+        raise UserError(f"edm: churn={churn} given; it must not be negative.")
+    return EDMChurn(churn, s_min, s_max, noise)
