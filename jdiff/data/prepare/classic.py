@@ -62,7 +62,7 @@ def prepare_cifar10(
     return _write(
         name="cifar10",
         version="3.0.2",
-        description="CIFAR-10: 60,000 colour images of 32 x 32 pixels, 6,000 in each of 10 classes.",
+        description="CIFAR-10: 60,000 colour images of 32 x 32, 6,000 in each of 10 classes.",
         homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
         citation="Krizhevsky, A. Learning multiple layers of features from tiny images. 2009.",
         classes=CIFAR10_NAMES,

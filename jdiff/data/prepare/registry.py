@@ -20,6 +20,7 @@ class Item:
       packages: the archives it is made from.
       recipe: `module:function` below `jdiff.data.prepare`, imported when it is used.
       version: of the TFDS folder; empty for weights.
+      needs: Python modules beyond jdiff's own dependencies (`pip install 'jdiff[prepare]'`).
     """
 
     name: str
@@ -29,6 +30,7 @@ class Item:
     packages: tuple[Package, ...]
     recipe: str
     version: str = ""
+    needs: tuple[str, ...] = ()
 
     @property
     def megabytes(self) -> float:
@@ -141,6 +143,7 @@ _ITEMS = (
         ),
         recipe="emoji:prepare_emoji",
         version="1.0.0",
+        needs=("resvg_py",),
     ),
     Item(
         name="fid",

@@ -1,0 +1,237 @@
+"""Random access to real images by name: the bundled digits, and every prepared TFDS image set.
+
+Images are uint8 [H, W, C]. Small sets are decoded once into one array; large ones are decoded as
+they are read, from array_record files and without TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from jdiff.data import digits, folders
+from jdiff.errors import UserError, choose
+
+# Sets up to this many bytes of pixels are decoded into memory.
+MEMORY_LIMIT = 512 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What a source holds.
+
+    Attributes:
+      name: of the set, with config and version if given.
+      split: as asked for.
+      shape: [H, W, C] of an image; None where it differs between images.
+      num_classes: 0 for a set without labels.
+      label_names: one for each class.
+      size: number of examples.
+    """
+
+    name: str
+    split: str
+    shape: tuple[int | None, ...]
+    num_classes: int
+    label_names: tuple[str, ...]
+    size: int
+
+
+class Source(Protocol):
+    """Examples by position: dicts with `image` (uint8 [H, W, C]), `label` (int), asked-for fields.
+
+    A set without labels has no `label`. `gather` returns many at once, each field as an array
+    [N, ...]; images that differ in shape come as a list.
+    """
+
+    info: Info
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]: ...
+
+    def gather(self, indices: Sequence[int]) -> dict[str, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArraySource:
+    """A source in memory: each field is one array whose leading axis is the example."""
+
+    info: Info
+    fields: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return self.info.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = {name: column[index] for name, column in self.fields.items()}
+        return {k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        return [self[i] for i in indices]
+
+    def gather(self, indices: Sequence[int]) -> dict[str, Any]:
+        """All fields of the examples at `indices`, as arrays [N, ...]."""
+        indices = np.asarray(indices, np.int64)
+        return {name: column[indices] for name, column in self.fields.items()}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecordSource:
+    """A source on disk: records of a TFDS folder, decoded when they are read."""
+
+    info: Info
+    records: Any  # a TFDS data source that leaves images encoded
+    features: Mapping[str, str]  # our field -> name of the feature
+
+    def __len__(self) -> int:
+        return self.info.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        inside = [range(len(self))[int(i)] for i in indices]  # negative ones, and IndexError
+        return [
+            {field: _decode(field, row[feature]) for field, feature in self.features.items()}
+            for row in self.records.__getitems__(inside)
+        ]
+
+    def gather(self, indices: Sequence[int]) -> dict[str, Any]:
+        """All fields of the examples at `indices`; images of several shapes are a list."""
+        rows = self.__getitems__(indices)
+        return {field: stack(field, [row[field] for row in rows]) for field in self.features}
+
+
+def source(
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    fields: Sequence[str] = (),
+    in_memory: bool | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Source:
+    """The examples of one split of a data set.
+
+    Args:
+      name: `digits`, or a TFDS image set prepared below `data_dir` (`cifar10`,
+        `imagenet_resized/64x64`, `emoji:1.0.0`).
+      split: `train`, `test[:10%]`, `train[100:200]+test`, as in TFDS.
+      data_dir: by default `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+      fields: further features to pass through, e.g. `("caption",)`; texts become str.
+      in_memory: decode everything now. By default if the pixels fit in `MEMORY_LIMIT` bytes.
+      progress: told when everything is decoded; by default it prints to stderr.
+
+    Raises:
+      UserError: an unknown set, split or field (the nearest known one is offered), or a set that is
+        not prepared (with the command that prepares it).
+    """
+    if name == "digits":
+        return _digits(split, fields)
+    rows = _records(folders.open_builder(name, data_dir), name, split, fields)
+    shape = rows.info.shape
+    if in_memory is None:
+        in_memory = None not in shape and rows.info.size * np.prod(shape) <= MEMORY_LIMIT
+    if not in_memory:
+        return rows
+    if None in shape:
+        raise UserError(f"{name}: its images differ in size, so they cannot be one array in memory")
+    return _load(rows, progress or (lambda line: print(line, file=sys.stderr)))
+
+
+def stack(field: str, values: list[Any]) -> Any:
+    """One array from the values of a field; a list where images differ in shape."""
+    if field == "image" and len({v.shape for v in values}) > 1:
+        return values
+    if values and isinstance(values[0], str):
+        return np.asarray(values, object)
+    return np.asarray(values, np.int32 if field == "label" else None)
+
+
+def _digits(split: str, fields: Sequence[str]) -> ArraySource:
+    if fields:
+        choose("field of digits", fields[0], ())
+    data = digits.load()
+    chosen = digits.positions("digits", split, {s: len(v[1]) for s, v in data.items()})
+    images = [data[s][0][i] for s, i in chosen]
+    labels = [data[s][1][i] for s, i in chosen]
+    info = Info("digits", split, (8, 8, 1), 10, tuple("0123456789"), len(chosen))
+    return ArraySource(
+        info,
+        {
+            "image": np.asarray(images, np.uint8).reshape(-1, 8, 8, 1),
+            "label": np.asarray(labels, np.int32),
+        },
+    )
+
+
+def _records(builder: Any, name: str, split: str, fields: Sequence[str]) -> RecordSource:
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
+    if not images:
+        raise UserError(f"data set {name!r} has no image; its features: {', '.join(features)}")
+    taken = {"image": "image" if "image" in images else images[0]}
+    labels = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+    if labels:
+        taken["label"] = "label" if "label" in labels else labels[0]
+    taken |= {f: choose(f"field of {name}", f, features) for f in fields}
+    image = features[taken["image"]]
+    if np.dtype(image.np_dtype) != np.uint8:
+        raise UserError(f"data set {name!r}: its images are {image.np_dtype}; only uint8 is read")
+    for part in split.split("+"):
+        base = part.partition("[")[0].strip()
+        if base != "all":
+            choose(f"split of {name}", base, builder.info.splits)
+    try:
+        records = builder.as_data_source(
+            split=split, decoders={taken["image"]: tfds.decode.SkipDecoding()}
+        )
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"split {split!r} of {name}: {str(error).splitlines()[0]}") from None
+    classes = features[taken["label"]] if labels else None
+    info = Info(
+        name=name,
+        split=split,
+        shape=tuple(image.shape),
+        num_classes=classes.num_classes if classes else 0,
+        label_names=tuple(classes.names) if classes else (),
+        size=len(records),
+    )
+    return RecordSource(info, records, taken)
+
+
+def _decode(field: str, value: Any) -> Any:
+    if field != "image":
+        return value.decode() if isinstance(value, bytes) else value
+    if isinstance(value, bytes):
+        from PIL import Image
+
+        with Image.open(io.BytesIO(value)) as image:
+            value = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    return value if value.ndim == 3 else value[..., None]
+
+
+def _load(rows: RecordSource, progress: Callable[[str], None]) -> ArraySource:
+    """Decodes every record once."""
+    start, size = time.monotonic(), len(rows)
+    chunks = [rows.gather(range(i, min(i + 1000, size))) for i in range(0, size, 1000)]
+    if not chunks:
+        raise UserError(f"split {rows.info.split!r} of {rows.info.name} holds no examples")
+    fields = {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}
+    progress(
+        f"{rows.info.name} {rows.info.split}: decoded {size:,} images into memory "
+        f"({time.monotonic() - start:.1f} s)"
+    )
+    return ArraySource(rows.info, fields)
