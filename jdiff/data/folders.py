@@ -73,7 +73,10 @@ def _explain(name: str, base: str, root: pathlib.Path, found: list[pathlib.Path]
     ours = {item.name for item in ITEMS.values() if item.kind == "data"}
     theirs = set(tfds.list_builders(with_community_datasets=False))
     if base in ours and not found:
-        raise UserError(f"data set {name!r} is not prepared in {root}; run: jdiff prepare {base}")
+        elsewhere = "" if root == data_root() else f" --data_dir={root}"
+        raise UserError(
+            f"data set {name!r} is not prepared in {root}; run: jdiff prepare {base}{elsewhere}"
+        )
     if base in theirs:
         raise UserError(
             f"data set {name!r} is not prepared in {root}; where TensorFlow is installed, run: "

@@ -59,7 +59,8 @@ class Source(Protocol):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]: ...
 
-    def gather(self, indices: Sequence[int]) -> dict[str, Any]: ...
+    def gather(self, indices: Sequence[int]) -> dict[str, Any]:
+        """All fields of the examples at `indices`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

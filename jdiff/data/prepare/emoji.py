@@ -38,7 +38,7 @@ _VECTOR = {
 _RASTER = {"fluent 3d": "@lobehub/fluent-emoji-3d"}
 _TONE = re.compile(r"-(?:medium-light|medium-dark|light|medium|dark)-skin-tone|-tone[1-5]")
 _FLUENT_TONE = re.compile(r"-(medium-light|medium-dark|light|medium|dark)$")
-_WHO = re.compile(r"^(?:man|men|woman|women|person|people)-(?=.)")
+_WHO = {"man", "men", "woman", "women", "person", "people", "boy", "girl", "and"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +118,9 @@ def caption(style: str, name: str) -> str:
 
 
 def subject(name: str) -> str:
-    """What an emoji depicts: its name without skin tones and without man, woman or person."""
-    return _WHO.sub("", _TONE.sub("", name))
+    """What an emoji depicts: its name without skin tones, people's sex, and direction."""
+    words = _TONE.sub("", name).removesuffix("-facing-right").split("-")
+    return "-".join(w for w in words if w not in _WHO) or "person"
 
 
 def split_by_subject(pictures: Sequence[Picture]) -> list[str]:
