@@ -1,0 +1,42 @@
+"""Networks in Flax NNX, and the four functions that turn a module into plain pytrees.
+
+Who may live here: network architectures (one family a file) and the layers they share. A network
+is called as `model(x [B, H, W, C], t [B], cond, key=None)`, computes the raw output F of the
+parameterisation, and knows nothing of schedules, losses, guidance or meshes. `t` is the noise
+conditioning the parameterisation hands over, already mapped to the network's scale.
+"""
+
+from jdiff.models.dit import DiT, dit_imagenet, stack_blocks, unstack_blocks
+from jdiff.models.functional import Apply, abstract, count, init, split
+from jdiff.models.unet import (
+    STYLES,
+    Style,
+    UNet,
+    adm_imagenet64,
+    ddpm_cifar10,
+    ddpmpp_cifar10,
+    ncsnpp_cifar10,
+)
+
+__all__ = [
+    "BY_NAME",
+    "STYLES",
+    "Apply",
+    "DiT",
+    "Style",
+    "UNet",
+    "abstract",
+    "adm_imagenet64",
+    "count",
+    "ddpm_cifar10",
+    "ddpmpp_cifar10",
+    "dit_imagenet",
+    "init",
+    "ncsnpp_cifar10",
+    "split",
+    "stack_blocks",
+    "unstack_blocks",
+]
+
+#: Networks by name, as configs give them.
+BY_NAME = {"unet": UNet, "dit": DiT}

@@ -1,0 +1,162 @@
+"""From an NNX module to `(apply, params)`: what the hot path sees, and back.
+
+`params` is a plain nested dict of arrays with string keys; `apply` is what remains of the module
+when the arrays are taken out: a frozen callable that compares equal for equal structure, so it can
+be a static field of a pytree and jit reuses a program across two builds of one network.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jdiff.models import initializers
+
+Params = dict[str, Any]
+Build = Callable[[nnx.Rngs], nnx.Module]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Apply:
+    """A network without its weights: `apply(params, x, t, cond, key=None) -> [B, H, W, C_out]`.
+
+    Hashable, and equal to any other `Apply` of the same structure.
+
+    Raises:
+        ValueError: if `params` lacks an entry of the network, or has one too many.
+    """
+
+    graphdef: nnx.GraphDef
+    paths: tuple[tuple, ...]  # of every parameter, with the module's own (partly integer) keys
+
+    def __call__(
+        self,
+        params: Params,
+        x: jax.Array,
+        t: jax.Array,
+        cond: Mapping[str, jax.Array] | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Run the network with these weights."""
+        return self.merge(params)(x, t, {} if cond is None else cond, key=key)
+
+    def merge(self, params: Params) -> nnx.Module:
+        """The NNX module with these weights, the inverse of `split`."""
+        given = dict(_flatten(params))
+        wanted = {tuple(str(part) for part in path): path for path in self.paths}
+        if given.keys() != wanted.keys():
+            raise ValueError(
+                f"params do not fit the network: missing {_names(wanted.keys() - given.keys())}, "
+                f"not part of it {_names(given.keys() - wanted.keys())}"
+            )
+        state = nnx.from_flat_state({path: given[name] for name, path in wanted.items()})
+        return nnx.merge(self.graphdef, state)
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.graphdef, self.paths))
+
+    def __hash__(self) -> int:
+        return self._hash  # jit hashes its static arguments at every call
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Apply) or hash(self) != hash(other):
+            return False
+        return self.paths == other.paths and self.graphdef == other.graphdef
+
+    def __repr__(self) -> str:
+        return f"Apply({len(self.paths)} parameters)"
+
+
+def split(model: nnx.Module) -> tuple[Apply, Params]:
+    """Take a module apart into `(apply, params)`.
+
+    Raises:
+        ValueError: if the module holds state that is not a parameter (a random stream, a running
+            average, a raw array), which a pure function could not update.
+    """
+    apply, variables = _split(model)
+    return apply, _nest({path: v[...] for path, v in variables.items()})
+
+
+def abstract(build: Build) -> tuple[Apply, Params]:
+    """`(apply, shapes)` of `build(rngs)`, with `jax.ShapeDtypeStruct` leaves; computes nothing."""
+    apply, variables = _inspect(build)
+    return apply, _nest({path: _shape(v) for path, v in variables.items()})
+
+
+def init(build: Build, key: jax.Array) -> tuple[Apply, Params]:
+    """`(apply, params)` of `build(rngs)` with fresh weights, drawn in one small program.
+
+    The weights are distributed as those of `build(nnx.Rngs(key))` but are not the same numbers.
+    `jax.jit(lambda key: init(build, key)[1], out_shardings=...)` shards them as they are drawn.
+
+    Args:
+        build: makes the module, as in `lambda rngs: UNet(image_size=32, rngs=rngs)`.
+        key: a typed key; equal keys give equal weights, whatever the sharding.
+    """
+    apply, variables = _inspect(build)
+    rules = [v.get_metadata().get("rule") for v in variables.values()]
+    if not all(isinstance(rule, initializers.Init) for rule in rules):
+        # A module with layers from elsewhere: no rules to go by, so its own constructor runs.
+        return apply, jax.jit(lambda key: split(build(nnx.Rngs(key)))[1])(key)
+    leaves = tuple((_shape(v).shape, rule) for v, rule in zip(variables.values(), rules))
+    return apply, _nest(dict(zip(variables, initializers.draw(key, leaves))))
+
+
+def count(params: Params) -> int:
+    """The number of parameters, of arrays or of the shapes that `abstract` returns."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def _inspect(build: Build) -> tuple[Apply, dict[tuple, nnx.Variable]]:
+    return _split(nnx.eval_shape(lambda: build(initializers.Unseeded(0))))
+
+
+def _split(model: nnx.Module) -> tuple[Apply, dict[tuple, nnx.Variable]]:
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    if others := nnx.to_flat_state(rest):
+        names = _names(tuple(map(str, path)) for path, _ in others)
+        raise ValueError(
+            f"{type(model).__name__} holds state besides its parameters: {names}. "
+            "Pass random keys as arguments, and compute fixed arrays where they are used."
+        )
+    variables = dict(nnx.to_flat_state(params))
+    return Apply(graphdef, tuple(variables)), variables
+
+
+def _shape(variable: nnx.Variable) -> jax.ShapeDtypeStruct:
+    value = variable.get_value()
+    return jax.ShapeDtypeStruct(value.shape, jnp.dtype(value.dtype))
+
+
+def _nest(flat: dict[tuple, Any]) -> Params:
+    nested: Params = {}
+    for path, leaf in flat.items():
+        *parents, name = (str(part) for part in path)
+        inner = nested
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[name] = leaf
+    return nested
+
+
+def _flatten(params: Params, prefix: tuple[str, ...] = ()):
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, (*prefix, name))
+        else:
+            yield (*prefix, name), value
+
+
+def _names(paths) -> str:
+    names = sorted("/".join(path) for path in paths)
+    shown = ", ".join(names[:8]) or "nothing"
+    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,268 @@
+"""One U-Net for DDPM, DDPM++, NCSN++ and ADM: sizes are its fields, the family is its style.
+
+The four families are the same residual U-Net but for a dozen choices, which `Style` lists.
+`dataclasses.replace(STYLES["adm"], heads=8)` is a new family.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jdiff.models import layers
+from jdiff.models.initializers import normal, zeros
+from jdiff.models.layers import Conv, GroupNorm, Linear, run
+from jdiff.models.unet_blocks import INITS, STYLES, Block, Style, named_style, resample_layer
+
+__all__ = [
+    "STYLES",
+    "Style",
+    "UNet",
+    "adm_imagenet64",
+    "ddpm_cifar10",
+    "ddpmpp_cifar10",
+    "ncsnpp_cifar10",
+]
+
+
+class UNet(nnx.Module):
+    """A U-Net `model(x [B, H, W, C], t [B], cond, key=None) -> [B, H, W, out_channels]` float32.
+
+    `cond` may hold "label" (int [B], required if `num_classes`; the index `num_classes` stands for
+    no label and adds nothing) and "augment" (float [B, augment_dim]; absent means zero). A `key`
+    switches dropout on. H and W may be any multiple of 2^(levels - 1).
+
+    Args:
+        image_size: the resolution that `attention_sizes` refers to.
+        channels: width of the first level, multiplied by `multipliers` at each level.
+        blocks: residual blocks a level (the decoder has one more).
+        attention_sizes: resolutions with self-attention; the middle always has it.
+        dropout: rate inside the residual blocks.
+        style: a name in `STYLES` or a `Style`.
+        time_scale: multiplies t ahead of its embedding.
+        frequencies: of the "fourier" embedding, `channels * time_width / 2` of them; by default
+            `layers.gaussian_frequencies` with scale 16.
+        dtype: of the activations; parameters, norms, softmax and the embedding stay float32.
+        remat: recompute the blocks' activations in the backward pass.
+
+    Raises:
+        ValueError: if a field is out of range or an input does not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        in_channels: int = 3,
+        out_channels: int | None = None,
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        blocks: int = 4,
+        attention_sizes: Sequence[int] = (16,),
+        num_classes: int = 0,
+        augment_dim: int = 0,
+        dropout: float = 0.0,
+        style: str | Style = "ddpmpp",
+        time_scale: float = 1.0,
+        frequencies: Sequence[float] | None = None,
+        dtype: jnp.dtype = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        s = style if isinstance(style, Style) else named_style(style)
+        layers.check_positive(image_size=image_size, in_channels=in_channels, channels=channels)
+        if not multipliers or min(multipliers) < 1:
+            raise ValueError(f"multipliers={tuple(multipliers)} must be whole numbers, 1 or more")
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
+        self.multiple = 2 ** (len(multipliers) - 1)
+        if image_size % self.multiple:
+            raise ValueError(
+                f"image_size={image_size} must be divisible by {self.multiple} "
+                f"for {len(multipliers)} multipliers"
+            )
+        self.style, self.remat, self.dtype = s, remat, jnp.dtype(dtype)
+        self.in_channels, self.out_channels = in_channels, out_channels or in_channels
+        self.num_classes, self.augment_dim, self.dropout = num_classes, augment_dim, dropout
+        self.time_scale, self.time_channels = time_scale, channels * s.time_width
+        self.frequencies = None
+        if s.time == "fourier":
+            half = self.time_channels // 2
+            self.frequencies = tuple(frequencies or layers.gaussian_frequencies(half))
+            if len(self.frequencies) != half:
+                raise ValueError(f"frequencies has {len(self.frequencies)} entries, needs {half}")
+
+        inits, width = INITS[s.init], 4 * channels
+        linear = functools.partial(inits.linear, rngs=rngs)
+        self.time1 = linear(self.time_channels, width)
+        self.time2 = linear(width, width)
+        label = augment = None
+        if num_classes and s.label == "before":
+            label = linear(num_classes, self.time_channels)
+        elif num_classes:
+            label = Linear(num_classes, width, init=normal(1.0), bias_init=None, rngs=rngs)
+        if augment_dim:
+            out = self.time_channels
+            rule = zeros if s.init == "adm" else inits.kernel(augment_dim, out)
+            augment = Linear(augment_dim, out, init=rule, bias_init=None, rngs=rngs)
+        self.label, self.augment = label, augment
+
+        common = {"style": s, "width": width, "dropout": dropout, "dtype": dtype, "rngs": rngs}
+        make = functools.partial(Block, **common)
+        conv = functools.partial(inits.conv, dtype=dtype, rngs=rngs)
+        attends = [image_size >> level in attention_sizes for level in range(len(multipliers))]
+        widths = [channels * multiplier for multiplier in multipliers]
+        last = len(widths) - 1
+
+        self.stem = conv(in_channels, channels, 3)
+        now, aux, skips, encoder, decoder = channels, in_channels, [channels], [], []
+        for level, channels_out in enumerate(widths):
+            resample = image = None
+            if level > 0:
+                resample = resample_layer("down", now, s, make, conv)
+                skips.append(now)
+                if s.residual_encoder:
+                    # Padded by what the filter that follows takes away.
+                    image, aux = conv(aux, now, 3, padding=len(s.taps) // 2), now
+            stage = []
+            for _ in range(blocks):
+                stage.append(make(now, channels_out, attend=attends[level]))
+                now = channels_out
+                skips.append(now)
+            encoder.append(Stage(stage, resample, image))
+        self.encoder = nnx.List(encoder)
+
+        self.middle = nnx.List([make(now, now, attend=True), make(now, now)])
+
+        for level, channels_out in reversed(list(enumerate(widths))):
+            resample = resample_layer("up", now, s, make, conv) if level < last else None
+            stage = []
+            for index in range(blocks + 1):
+                attend = attends[level] and (s.decoder_attention == "all" or index == blocks)
+                stage.append(make(now + skips.pop(), channels_out, attend=attend))
+                now = channels_out
+            decoder.append(Stage(stage, resample))
+        self.decoder = nnx.List(decoder)
+
+        self.out_norm = GroupNorm(now, eps=s.eps, rngs=rngs)
+        self.out_conv = conv(now, self.out_channels, 3, zero=True)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        cond: Mapping[str, jax.Array],
+        *,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """The network's raw output for noisy images x at noise conditioning t."""
+        layers.check_inputs(
+            self,
+            x,
+            t,
+            cond,
+            in_channels=self.in_channels,
+            multiple=self.multiple,
+            reason="it halves the image at every level",
+            num_classes=self.num_classes,
+        )
+        embedding = self.embed(t, cond)
+        keys = iter(())
+        if key is not None and self.dropout:
+            stages = [*self.encoder, *self.decoder]
+            number = len(self.middle) + sum(1 + len(stage.blocks) for stage in stages)
+            keys = iter(jax.random.split(key, number))
+
+        def apply(block: nnx.Module, h: jax.Array) -> jax.Array:
+            return run(block, h, embedding, next(keys, None), remat=self.remat)
+
+        h = self.stem(x.astype(self.dtype))
+        skips, aux = [h], x.astype(self.dtype)
+        for stage in self.encoder:
+            if stage.resample is not None:
+                h = apply(stage.resample, h)
+                if stage.image is not None:
+                    shrunk = layers.downsample(stage.image(aux), self.style.taps, pad=False)
+                    h = aux = (h + shrunk) * math.sqrt(0.5)
+                skips.append(h)
+            for block in stage.blocks:
+                h = apply(block, h)
+                skips.append(h)
+        for block in self.middle:
+            h = apply(block, h)
+        for stage in self.decoder:
+            if stage.resample is not None:
+                h = apply(stage.resample, h)
+            for block in stage.blocks:
+                h = apply(block, jnp.concatenate([h, skips.pop()], axis=-1))
+        return self.out_conv(jax.nn.silu(self.out_norm(h))).astype(jnp.float32)
+
+    def embed(self, t: jax.Array, cond: Mapping[str, jax.Array]) -> jax.Array:
+        """The vector that conditions every block, [B, 4 * channels], float32."""
+        if self.style.time == "fourier":
+            waves = layers.fourier(self.time_scale * t, self.frequencies)
+        else:
+            waves = layers.sinusoidal(
+                t,
+                self.time_channels,
+                order=self.style.time,
+                endpoint=self.style.time == "sin_cos",
+                scale=self.time_scale,
+            )
+        label = 0.0
+        if self.label is not None:
+            # No row is hot for the null label, so it adds nothing but the bias.
+            label = jax.nn.one_hot(cond["label"], self.num_classes)
+            gain = math.sqrt(self.num_classes) if self.style.label == "before" else 1.0
+            label = self.label(gain * label)
+        if self.augment is not None and "augment" in cond:
+            given = cond["augment"]
+            if given.shape != (t.shape[0], self.augment_dim):
+                raise ValueError(
+                    f"UNet takes cond['augment'] of shape [B, augment_dim] = "
+                    f"[{t.shape[0]}, {self.augment_dim}], not {list(given.shape)}"
+                )
+            waves = waves + self.augment(given)
+        before, after = (label, 0.0) if self.style.label == "before" else (0.0, label)
+        h = jax.nn.silu(self.time1(waves + before))
+        return jax.nn.silu(self.time2(h) + after)
+
+
+class Stage(nnx.Module):
+    """One resolution: an optional change of resolution, then blocks. A container only."""
+
+    def __init__(
+        self,
+        blocks: list[Block],
+        resample: nnx.Module | None = None,
+        image: Conv | None = None,
+    ):
+        self.resample, self.image = resample, image
+        self.blocks = nnx.List(blocks)
+
+
+def ddpm_cifar10(**changes) -> dict:
+    """Fields of DDPM's CIFAR-10 network (35.7 M parameters); `t` is the step 0..999."""
+    fields = {"image_size": 32, "channels": 128, "multipliers": (1, 2, 2, 2), "blocks": 2}
+    return fields | {"dropout": 0.1, "style": "ddpm"} | changes
+
+
+def ddpmpp_cifar10(**changes) -> dict:
+    """Fields of EDM's DDPM++ for CIFAR-10 (55.7 M parameters)."""
+    fields = {"image_size": 32, "channels": 128, "multipliers": (2, 2, 2), "blocks": 4}
+    return fields | {"augment_dim": 9, "dropout": 0.13, "style": "ddpmpp"} | changes
+
+
+def ncsnpp_cifar10(**changes) -> dict:
+    """Fields of EDM's NCSN++ for CIFAR-10 (56.4 M parameters)."""
+    return ddpmpp_cifar10(style="ncsnpp") | changes
+
+
+def adm_imagenet64(**changes) -> dict:
+    """Fields of EDM's ADM for class-conditional ImageNet-64 (295.9 M parameters)."""
+    fields = {"image_size": 64, "channels": 192, "multipliers": (1, 2, 3, 4), "blocks": 3}
+    fields |= {"attention_sizes": (32, 16, 8), "num_classes": 1000, "dropout": 0.1, "style": "adm"}
+    return fields | changes

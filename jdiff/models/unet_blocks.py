@@ -1,0 +1,211 @@
+"""The blocks of the U-Nets, and the choices in which the published families differ.
+
+Sources: DDPM (Ho et al. 2020), DDPM++ and NCSN++ (Song et al. 2021) and ADM (Dhariwal and Nichol
+2021), the last three as configured by EDM (Karras et al. 2022, appendix F.2).
+"""
+
+import dataclasses
+import difflib
+import functools
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jdiff.models import layers
+from jdiff.models.initializers import Init, kaiming_uniform, xavier_uniform, zeros
+from jdiff.models.layers import Conv, GroupNorm, Linear
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """The choices in which the published U-Nets differ."""
+
+    time: Literal["sin_cos", "cos_sin", "fourier"]
+    """Embedding of t: sines first, with endpoint (DDPM); cosines first (ADM); Fourier features."""
+    time_width: int = 1
+    """Channels of that embedding, in units of `channels`."""
+    label: Literal["before", "after"] = "before"
+    """Whether the label is added before the time MLP or to its output."""
+    scale_shift: bool = False
+    """Whether the embedding scales and shifts the second norm, or is added ahead of it."""
+    skip_scale: float = 1.0
+    """Factor on each residual sum; sqrt(1/2) keeps its variance."""
+    eps: float = 1e-6
+    """Added to the variance in group normalisation."""
+    heads: int | None = 1
+    """Attention heads; None for as many as have `head_channels` channels."""
+    head_channels: int = 64
+    decoder_attention: Literal["last", "all"] = "all"
+    """Which decoder blocks of an attention resolution attend."""
+    resample: Literal["block", "conv"] = "block"
+    """Change resolution in a residual block, or with a convolution alone (DDPM)."""
+    taps: tuple[float, ...] = (1, 1)
+    """Resampling filter of "block"."""
+    project_resampled: bool = True
+    """Whether the skip path of a resampling block has a 1 x 1 convolution."""
+    residual_encoder: bool = False
+    """Add the downsampled input image to every level (NCSN++)."""
+    init: Literal["ddpm", "song", "adm"] = "song"
+    """Initialisation, see `_inits`."""
+
+
+STYLES: Mapping[str, Style] = {
+    "ddpm": Style(time="sin_cos", resample="conv", init="ddpm"),
+    "ddpmpp": Style(time="sin_cos", skip_scale=math.sqrt(0.5), decoder_attention="last"),
+    "ncsnpp": Style(
+        time="fourier",
+        time_width=2,
+        skip_scale=math.sqrt(0.5),
+        decoder_attention="last",
+        taps=(1, 3, 3, 1),
+        residual_encoder=True,
+    ),
+    "adm": Style(
+        time="cos_sin",
+        label="after",
+        scale_shift=True,
+        eps=1e-5,
+        heads=None,
+        project_resampled=False,
+        init="adm",
+    ),
+}
+
+
+def named_style(name: str) -> Style:
+    """The entry of `STYLES`, or a ValueError that offers the nearest."""
+    if name not in STYLES:
+        close = difflib.get_close_matches(str(name), STYLES, n=1) or ["ddpmpp"]
+        raise ValueError(f"style={name!r} is none of {sorted(STYLES)}; did you mean {close[0]!r}?")
+    return STYLES[name]
+
+
+class Block(nnx.Module):
+    """A residual block, optionally resampling on its way in and attending on its way out."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        width: int,
+        dropout: float,
+        style: Style,
+        attend: bool = False,
+        resample: Literal["up", "down"] | None = None,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.style, self.dropout, self.resample = style, dropout, resample
+        inits = INITS[style.init]
+        conv = functools.partial(inits.conv, dtype=dtype, rngs=rngs)
+        norm = functools.partial(GroupNorm, eps=style.eps, rngs=rngs)
+        self.norm1 = norm(channels_in)
+        self.conv1 = conv(channels_in, channels_out, 3)
+        self.affine = inits.linear(width, channels_out * (1 + style.scale_shift), rngs=rngs)
+        self.norm2 = norm(channels_out)
+        self.conv2 = conv(channels_out, channels_out, 3, zero=True)
+        project = channels_in != channels_out or (resample and style.project_resampled)
+        self.skip = conv(channels_in, channels_out, 1) if project else None
+
+        self.heads = 0
+        if attend:
+            heads = style.heads or max(1, channels_out // style.head_channels)
+            self.heads = layers.check_heads(heads, channels_out, "channels")
+            self.norm3 = norm(channels_out)
+            self.qkv = conv(channels_out, 3 * channels_out, 1, gain=inits.qkv_gain)
+            self.project = conv(channels_out, channels_out, 1, zero=True)
+
+    def __call__(self, x: jax.Array, embedding: jax.Array, key: jax.Array | None) -> jax.Array:
+        """[B, H, W, channels_in] to [B, H', W', channels_out]; `embedding` [B, width] float32."""
+        s = self.style
+        h = self.conv1(self._resampled(jax.nn.silu(self.norm1(x))))
+        affine = self.affine(embedding)[:, None, None, :].astype(h.dtype)
+        if s.scale_shift:
+            scale, shift = jnp.split(affine, 2, axis=-1)
+            h = jax.nn.silu(self.norm2(h) * (1 + scale) + shift)
+        else:
+            h = jax.nn.silu(self.norm2(h + affine))
+        h = self.conv2(layers.dropout(h, self.dropout, key))
+        x = self._resampled(x)
+        x = (h + (x if self.skip is None else self.skip(x))) * s.skip_scale
+        if self.heads:
+            batch, height, width, channels = x.shape
+            qkv = self.qkv(self.norm3(x)).reshape(batch, height * width, 3 * channels)
+            a = layers.attention(qkv, self.heads).reshape(x.shape)
+            x = (x + self.project(a)) * s.skip_scale
+        return x
+
+    def _resampled(self, x: jax.Array) -> jax.Array:
+        if self.resample == "up":
+            return layers.upsample(x, self.style.taps)
+        return layers.downsample(x, self.style.taps) if self.resample == "down" else x
+
+
+class ConvResample(nnx.Module):
+    """DDPM's change of resolution: a strided convolution, or one after repeating the pixels."""
+
+    def __init__(self, direction: Literal["up", "down"], conv: Conv):
+        self.direction, self.conv = direction, conv
+
+    def __call__(self, x: jax.Array, embedding: jax.Array, key: jax.Array | None) -> jax.Array:
+        """[B, H, W, C] to double or half the height and width."""
+        return self.conv(layers.upsample(x) if self.direction == "up" else x)
+
+
+def resample_layer(direction: str, channels: int, style: Style, block, conv) -> nnx.Module:
+    """What changes the resolution of a style, made with the given makers of blocks and convs."""
+    if style.resample == "block":
+        return block(channels, channels, resample=direction)
+    return ConvResample(direction, conv(channels, channels, 3, stride=1 + (direction == "down")))
+
+
+@dataclasses.dataclass(frozen=True)
+class Inits:
+    """An initialisation: Glorot's with zero biases, or PyTorch's default with uniform ones."""
+
+    uniform_bias: bool
+    zero_gain: float  # of layers that end a residual branch or the network
+    qkv_gain: float = 1.0
+
+    def kernel(self, fan_in: int, fan_out: int, gain: float = 1.0) -> Init:
+        """The rule of a kernel."""
+        if self.uniform_bias:
+            return kaiming_uniform(fan_in, gain * math.sqrt(1 / 3))
+        return xavier_uniform(fan_in, fan_out, gain)
+
+    def bias(self, fan_in: int, gain: float = 1.0) -> Init:
+        """The rule of a bias."""
+        return self.kernel(fan_in, fan_in, gain) if self.uniform_bias else zeros
+
+    def linear(self, features_in: int, features_out: int, *, rngs: nnx.Rngs) -> Linear:
+        """A linear layer in float32, for the embedding."""
+        init, bias_init = self.kernel(features_in, features_out), self.bias(features_in)
+        return Linear(features_in, features_out, init=init, bias_init=bias_init, rngs=rngs)
+
+    def conv(
+        self,
+        channels_in: int,
+        channels_out: int,
+        size: int,
+        *,
+        zero: bool = False,
+        gain: float = 1.0,
+        **kwargs,
+    ) -> Conv:
+        """A convolution; `zero` for one that ends a residual branch or the network."""
+        gain = self.zero_gain if zero else gain
+        fan_in, fan_out = channels_in * size**2, channels_out * size**2
+        rules = {"init": self.kernel(fan_in, fan_out, gain), "bias_init": self.bias(fan_in, gain)}
+        return Conv(channels_in, channels_out, size, **rules, **kwargs)
+
+
+INITS = {
+    "ddpm": Inits(uniform_bias=False, zero_gain=0.0),
+    "song": Inits(uniform_bias=False, zero_gain=1e-5, qkv_gain=math.sqrt(0.2)),
+    "adm": Inits(uniform_bias=True, zero_gain=0.0),
+}
