@@ -1,7 +1,9 @@
 """Errors that a person can act on: what was given, what is allowed, the nearest choice."""
 
 import difflib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 
 class UserError(ValueError):
@@ -20,3 +22,27 @@ def choose(what: str, given: str, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(given), allowed, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise UserError(f"{what} {given!r} is not known.{hint} Allowed: {', '.join(allowed)}.")
+
+
+def call(what: str, table: Mapping[str, Callable[..., Any]], config: Mapping[str, Any]) -> Any:
+    """Calls the entry of `table` that `config["name"]` names with the rest of `config`.
+
+    Raises:
+      UserError: an unknown name or argument, with the nearest one.
+
+    >>> call("schedule", schedules.BY_NAME, {"name": "edm", "sigma_max": 100.0})
+    """
+    arguments = dict(config)
+    if "name" not in arguments:
+        raise UserError(f"{what}: name is missing. Allowed: {', '.join(sorted(table))}.")
+    name = arguments.pop("name")
+    fn = table[choose(what, name, table)]
+    for argument in arguments:
+        choose(f"{what} {name}: argument", argument, accepted(fn))
+    return fn(**arguments)
+
+
+def accepted(fn: Callable[..., Any]) -> list[str]:
+    """The names of the arguments that a function or class takes."""
+    signature = inspect.signature(fn.__init__ if isinstance(fn, type) else fn)
+    return [name for name in signature.parameters if name != "self"]

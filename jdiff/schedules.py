@@ -164,7 +164,9 @@ class Cosine(Schedule):
     def logsnr(self, t: Array) -> Array:
         """-2 log tan(pi t / 2) + 2 log shift."""
         t = jnp.asarray(t, _float(t))
-        return -2.0 * jnp.log(jnp.tan(0.5 * jnp.pi * t)) + 2.0 * jnp.log(self.shift)
+        # The cosine as a sine of 1 - t: float32's tan has 3 digits left at t_max, and NaN at 1.
+        sine, cosine = jnp.sin(0.5 * jnp.pi * t), jnp.sin(0.5 * jnp.pi * (1.0 - t))
+        return 2.0 * (jnp.log(cosine) - jnp.log(sine) + jnp.log(self.shift))
 
     def time(self, logsnr: Array) -> Array:
         """(2 / pi) atan(shift exp(-logsnr / 2))."""
@@ -282,6 +284,13 @@ def from_betas(betas: list[float]) -> Discrete:
         log_abar += math.log1p(-beta)
         table.append(log_abar - math.log(-math.expm1(log_abar)))  # log(abar / (1 - abar))
     return Discrete(jnp.asarray(table), len(table))
+
+
+#: Schedules by name, as configs give them.
+BY_NAME = {
+    "edm": edm, "vp_linear": vp_linear, "cosine": cosine, "ddpm_linear": ddpm_linear,
+    "rectified_flow": rectified_flow,
+}  # fmt: skip
 
 
 def is_schedule(x: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Exponential integrators: exact in the linear part, so that order 1 is alpha_s x0 + sigma_s eps."""
+"""Exponential integrators: exact in the linear part; order 1 is alpha_s x0 + sigma_s eps."""
 
 from typing import Any, ClassVar
 

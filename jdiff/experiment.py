@@ -1,0 +1,259 @@
+"""From a config to the parts of an experiment: every name is looked up in its module's BY_NAME.
+
+`defaults()` is the whole config with every field and its meaning; a file in configs/ edits it.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import optax
+from ml_collections import config_dict
+
+from jdiff import distributions, grids, guidance, losses, schedules, solvers, weightings
+from jdiff.conditioning import drop
+from jdiff.denoisers import Network, network
+from jdiff.errors import UserError, accepted, call, choose
+from jdiff.predictions import Parameterization, parameterization
+from jdiff.pytree import Array, PyTree
+from jdiff.training import ema, optimizers
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """Every field of an experiment's config, with its default. Fields with a `name` choose a
+    function by name; their other entries are its arguments."""  # noqa: D205, D209
+    c = ml_collections.ConfigDict()
+    c.name = ""  # of the experiment, for reports
+    c.seed = 0
+    c.compile_cache = True  # keep compiled programs between runs, in the cache folder
+
+    c.data = ml_collections.ConfigDict()
+    c.data.name = "digits"  # bundled, or any prepared TFDS image set
+    c.data.train_split = "train"
+    c.data.test_split = "test"
+    c.data.data_dir = config_dict.placeholder(str)  # None: TFDS's default folder
+    c.data.size = config_dict.placeholder(int)  # resize to size x size pixels; None keeps them
+    c.data.crop = config_dict.placeholder(str)  # "center", "random", "adm" or None
+    c.data.flip = False  # mirror half of the images
+    c.data.threads = 2  # that read and decode
+
+    c.model = _open(name="unet")  # jdiff.models.BY_NAME; sizes and classes come from the data
+    c.schedule = _open(name="edm")  # jdiff.schedules.BY_NAME
+    c.parameterization = ml_collections.ConfigDict()
+    c.parameterization.target = "edm"  # x0, eps, v, score, velocity or edm
+    c.parameterization.time = config_dict.placeholder(str)  # what the network is told; see docs
+    c.parameterization.sigma_data = 0.5
+
+    c.loss = ml_collections.ConfigDict()
+    c.loss.distribution = _open(name="lognormal")  # of the training times
+    c.loss.weighting = _open(name="own")  # "own": the network's own squared error
+    c.loss.null_rate = 0.1  # share of labels dropped, for classifier-free guidance
+
+    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer.name = "adam"  # adam, adamw, radam, lion or muon
+    c.optimizer.arguments = _open()  # further arguments of the optimiser, e.g. b2
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.schedule = "constant"  # constant, cosine, linear or rsqrt, after the warm-up
+    c.optimizer.warmup = 0  # steps from 0 to learning_rate
+    c.optimizer.decay_from = 0  # steps after which rsqrt starts to fall (EDM2's t_ref)
+    c.optimizer.clip = config_dict.placeholder(float)  # of the gradient's global norm
+
+    c.ema = _open(ema=_open(kind="constant", decay=0.999))  # averages by name; see training/ema.py
+
+    c.train = ml_collections.ConfigDict()
+    c.train.batch_size = 128  # over all devices
+    c.train.accumulate = 1  # micro-batches a step
+    c.train.steps = 1000
+    c.train.log_every = 50
+    c.train.sample_every = 500
+    c.train.checkpoint_every = 500
+    c.train.keep = 2  # checkpoints
+
+    c.sampling = ml_collections.ConfigDict()
+    c.sampling.solver = _open(name="heun")  # jdiff.solvers.BY_NAME
+    c.sampling.grid = _open(name="karras", steps=18)  # jdiff.grids.BY_NAME
+    c.sampling.guidance = ml_collections.ConfigDict()
+    c.sampling.guidance.scale = 1.0  # 1 is the conditional model, without guidance
+    c.sampling.guidance.interval = config_dict.placeholder(tuple)  # (low, high) in logSNR
+    c.sampling.guidance.rescale = config_dict.placeholder(float)  # 0 to 1
+    c.sampling.threshold = config_dict.placeholder(str)  # "static", "dynamic" or None
+    c.sampling.ema = "ema"  # which average samples; "params" is the weights themselves
+    c.sampling.batch = 256  # images at a time
+
+    c.evaluation = ml_collections.ConfigDict()
+    c.evaluation.num = 1000  # generated images
+    c.evaluation.features = "pixels"  # classifier, pixels, inception or resnet50
+    return c
+
+
+class Experiment(NamedTuple):
+    """What a config stands for. Arrays are made by `init`; everything here is structure."""
+
+    config: ml_collections.ConfigDict
+    apply: Any
+    build: Any
+    schedule: PyTree
+    parameterization: Parameterization
+    distribution: losses.Distribution
+    weighting: losses.Weighting | None
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    averages: dict[str, ema.Average]
+    null: dict[str, int]
+
+    def init(self, key: Array) -> PyTree:
+        """Fresh parameters."""
+        from jdiff import models
+
+        return models.init(self.build, key)[1]
+
+    def denoiser(self, params: PyTree) -> Network:
+        """The denoiser with these weights."""
+        return network(self.apply, params, self.schedule, self.parameterization)
+
+    def loss(self, params: PyTree, key: Array, batch: dict[str, Array]) -> Array:
+        """The training loss `[B]` of a batch {"image": uint8 `[B, H, W, C]`, "label": `[B]`}."""
+        key_loss, key_drop, key_dropout = jax.random.split(key, 3)
+        x0 = to_float(batch["image"])
+        cond = {name: batch[name] for name in self.null}
+        if self.null and self.config.loss.null_rate:
+            cond = drop(key_drop, cond, self.null, self.config.loss.null_rate)
+        return losses.denoising(
+            key_loss, self.denoiser(params), x0, cond, distribution=self.distribution,
+            weighting=self.weighting, dropout_key=key_dropout,
+        )  # fmt: skip
+
+
+def build(config: ml_collections.ConfigDict, info: Any) -> Experiment:
+    """The experiment of a config on the data that `info` (`data.Info`) describes.
+
+    Raises:
+      UserError: an unknown name or argument, a network that does not fit the data, or sizes that do
+        not divide, naming the field.
+    """
+    from jdiff import models
+
+    schedule = call("config.schedule", schedules.BY_NAME, config.schedule)
+    weighting = None
+    if config.loss.weighting.name != "own":
+        table = weightings.BY_NAME | {"own": None}
+        weighting = call("config.loss.weighting", table, config.loss.weighting)
+    construct = _model(config, info)
+    try:
+        apply, _ = models.abstract(construct)
+    except ValueError as error:
+        raise UserError(f"config.model does not fit the data {info.name}: {error}") from error
+    _divides("config.train.batch_size", config.train.batch_size, jax.device_count(), "devices")
+    per_step = config.train.accumulate * jax.device_count()
+    _divides("config.train.batch_size", config.train.batch_size, per_step, "devices x accumulate")
+    optimizer, learning_rate = optimizers.build(config.optimizer, config.train.steps)
+    return Experiment(
+        config=config,
+        apply=apply,
+        build=construct,
+        schedule=schedule,
+        parameterization=parameterization(**config.parameterization),
+        distribution=call(
+            "config.loss.distribution", distributions.BY_NAME, config.loss.distribution
+        ),
+        weighting=weighting,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        averages=ema.build(config.ema, config.train.batch_size),
+        null={"label": info.num_classes} if _classes(config, info) else {},
+    )
+
+
+def prepared(info: Any, config: Any) -> Any:
+    """`info` as the pipeline hands the images on: `config.data.size` replaces their height and width.
+
+    Raises:
+      UserError: images of different sizes and no size to resize them to.
+    """
+    if config.size is not None:
+        return dataclasses.replace(info, shape=(config.size, config.size, info.shape[-1]))
+    if None in info.shape:
+        raise UserError(
+            f"config.data.size: the images of {info.name} differ in size ({info.shape}); give the "
+            "size to crop or resize them to, e.g. 64."
+        )
+    return info
+
+
+def sampler(
+    config: ml_collections.ConfigDict, denoiser: Any, null: dict[str, int]
+) -> tuple[Any, solvers.Solver, Array]:
+    """(guided denoiser, solver, times) of `config.sampling`.
+
+    Raises:
+      UserError: an unknown solver, grid or argument, or guidance of a model without labels.
+    """
+    c = config.sampling
+    schedule = denoiser.schedule
+    solver = call("config.sampling.solver", solvers.BY_NAME, c.solver)
+    grid = dict(c.grid)
+    steps = grid.pop("steps")
+    name = choose("config.sampling.grid", grid.pop("name"), grids.BY_NAME)
+    for argument in grid:
+        choose(f"config.sampling.grid {name}: argument", argument, accepted(grids.BY_NAME[name]))
+    times = grids.BY_NAME[name](schedule, steps, **grid)
+
+    if c.threshold is not None:
+        table = {"static": guidance.static_threshold, "dynamic": guidance.dynamic_threshold}
+        kind = choose("config.sampling.threshold", c.threshold, table)
+    if c.guidance.scale != 1.0:
+        if not null:
+            raise UserError(
+                f"config.sampling.guidance.scale={c.guidance.scale}: the model was trained without "
+                "labels, so there is nothing to guide; give 1."
+            )
+        denoiser = guidance.cfg(
+            denoiser, c.guidance.scale, null, interval=c.guidance.interval and
+            tuple(c.guidance.interval), rescale=c.guidance.rescale,
+        )  # fmt: skip
+    if c.threshold is not None:
+        denoiser = table[kind](denoiser)
+    return denoiser, solver, times
+
+
+def to_float(images: Array) -> Array:
+    """uint8 `[0, 255]` as float32 in [-1, 1]: x / 127.5 - 1. Inverse of `evaluation.to_uint8`."""
+    return images.astype("float32") / 127.5 - 1.0
+
+
+def _model(config: ml_collections.ConfigDict, info: Any) -> Any:
+    """rngs -> module, with the sizes that the data fixes filled in."""
+    from jdiff import models
+
+    arguments = dict(config.model)
+    cls = models.BY_NAME[choose("config.model.name", arguments.pop("name", None), models.BY_NAME)]
+    known = [name for name in accepted(cls) if name != "rngs"]
+    for name in arguments:
+        choose(f"config.model ({cls.__name__}) field", name, known)
+    fixed = {"in_channels": info.shape[-1], "num_classes": _classes(config, info)}
+    if "image_size" in known:
+        fixed["image_size"] = info.shape[0]
+    for name, value in fixed.items():
+        if arguments.setdefault(name, value) != value:
+            raise UserError(
+                f"config.model.{name}={arguments[name]} does not fit {info.name}: it has {value}."
+            )
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    return lambda rngs: cls(**arguments, rngs=rngs)
+
+
+def _classes(config: ml_collections.ConfigDict, info: Any) -> int:
+    """How many classes the model is told of: the data's, or 0 if config.model.num_classes is 0."""
+    return 0 if config.model.get("num_classes", None) == 0 else (info.num_classes or 0)
+
+
+def _divides(field: str, given: int, by: int, what: str) -> None:
+    if given < 1 or given % by:
+        near = max(by, round(given / by) * by)
+        raise UserError(f"{field}={given} is not a multiple of {by} ({what}); try {near}.")
+
+
+def _open(**entries: Any) -> ml_collections.ConfigDict:
+    """A config whose entries may be added to: the arguments of whatever it names."""
+    return ml_collections.ConfigDict(entries)

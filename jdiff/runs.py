@@ -1,0 +1,157 @@
+"""Run directories: who they belong to, and opening one to sample from it.
+
+config.json  run.json  metrics.jsonl  tb/  checkpoints/  samples/*.png  evaluation.json  report.html
+"""
+
+import json
+import pathlib
+import platform
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from jdiff import experiment
+from jdiff.config import differences, from_json, to_json
+from jdiff.errors import UserError, choose
+from jdiff.pytree import Array, PyTree
+from jdiff.training import checkpoints
+from jdiff.training.logs import replace_text
+
+# What may change when a run is taken up again: how long it goes on and what it tells.
+_MAY_CHANGE = (
+    "train.steps", "train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep",
+    "sampling.", "evaluation.", "compile_cache", "data.data_dir", "data.threads",
+)  # fmt: skip
+
+
+class Run(NamedTuple):
+    """A trained run, ready to sample from.
+
+    Attributes:
+      denoiser: the trained denoiser, unguided.
+      null: the null condition for `guidance.cfg`, {"label": number of classes} or {}.
+      schedule: the denoiser's.
+      info: what the data is: shape, num_classes, label_names.
+      step: the checkpoint's.
+      ema: which weights these are.
+    """
+
+    workdir: pathlib.Path
+    config: ml_collections.ConfigDict
+    denoiser: Any
+    null: dict[str, int]
+    schedule: PyTree
+    info: Any
+    step: int
+    ema: str
+
+
+def load_run(
+    workdir: str | pathlib.Path, *, ema: str | None = None, step: int | None = None
+) -> Run:
+    """Opens a run directory: the trained denoiser and what belongs to it.
+
+    Args:
+      workdir: a directory that `jdiff train` wrote.
+      ema: which average of the weights; config.sampling.ema unless given, "params" for the weights.
+      step: which checkpoint; the newest unless given.
+
+    Raises:
+      UserError: no run there, no such average, no complete checkpoint or a damaged one.
+
+    >>> run = jdiff.load_run("runs/digits")
+    >>> denoise = guidance.cfg(run.denoiser, scale=2.0, null=run.null)
+    """
+    from jdiff import models
+    from jdiff.data.sources import Info
+
+    workdir = pathlib.Path(workdir)
+    config = read_config(workdir)
+    ema = config.sampling.ema if ema is None else ema
+    choose("ema", ema, [*config.ema, "params"])
+    described = describe(workdir)
+    if "data" not in described:
+        raise UserError(f"{workdir}/run.json does not say what the data was: training never began.")
+    info = Info(**{k: tuple(v) if isinstance(v, list) else v for k, v in described["data"].items()})
+    exp = experiment.build(config, info)
+    _, like = models.abstract(exp.build)
+    with checkpoints.opened(workdir, write=False) as saved:
+        restored = saved.restore_average(like, ema, step)
+    denoiser = exp.denoiser(restored.state)
+    return Run(workdir, config, denoiser, exp.null, exp.schedule, info, restored.step, ema)
+
+
+def sampler(run: Run, **choices: Any) -> tuple[Any, Any, Array]:
+    """(guided denoiser, solver, times) of a run; `choices` replace entries of config.sampling.
+
+    >>> denoise, solver, times = runs.sampler(run, guidance={"scale": 3.0})
+    """
+    config = run.config.copy_and_resolve_references()
+    with config.unlocked():
+        for name, value in choices.items():
+            choose("sampling", name, config.sampling)
+            if isinstance(value, dict) and "name" not in value:
+                config.sampling[name].update(value)
+            elif isinstance(value, dict):
+                config.sampling[name] = ml_collections.ConfigDict(value)
+            else:
+                config.sampling[name] = value
+    return experiment.sampler(config, run.denoiser, run.null)
+
+
+def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config of a run directory.
+
+    Raises:
+      UserError: there is no run, or its config.json cannot be read.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} is not a run directory (no config.json); train writes one.")
+    try:
+        return from_json(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Makes `workdir` the directory of this config, or checks that it already is.
+
+    Raises:
+      UserError: it holds a run of another config (the differences are named), or other files.
+    """
+    path = workdir / "config.json"
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; name a directory.")
+    if path.exists():
+        other = read_config(workdir)
+        differ = [d for d in differences(other, config) if not d.startswith(_MAY_CHANGE)]
+        if differ:
+            more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+            raise UserError(
+                f"{workdir} belongs to another config: {'; '.join(differ[:3])}{more}. "
+                "Name another --workdir, or move this one away."
+            )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise UserError(f"{workdir} is not empty and is not a run; name another --workdir.")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        replace_text(path, to_json(config))
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}.") from error
+
+
+def describe(workdir: pathlib.Path, **entries: Any) -> dict[str, Any]:
+    """Updates run.json with `entries` and returns all of it."""
+    path = workdir / "run.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known.update(entries)
+    replace_text(path, json.dumps(known, indent=2) + "\n")
+    return known
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    names = ["jdiff", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"]
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}

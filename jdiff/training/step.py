@@ -1,0 +1,117 @@
+"""The training state and one step: a pure function of plain trees, compiled once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jdiff.pytree import Array, PyTree, struct
+from jdiff.training import ema
+
+
+@struct
+class State:
+    """All that training carries on: what a checkpoint holds.
+
+    Attributes:
+      params: the weights.
+      opt: the optimiser's state.
+      averages: the weights' averages by name.
+      step: how many steps were taken.
+      key: the run's key; a step's randomness is `fold_in(key, step)`.
+      bad_step: the first step whose loss or gradient was not finite, or -1.
+    """
+
+    params: PyTree
+    opt: PyTree
+    averages: dict[str, PyTree]
+    step: Array
+    key: Array
+    bad_step: Array
+
+
+Loss = Callable[[PyTree, Array, PyTree], Array]
+Step = Callable[[State, PyTree], tuple[State, dict[str, Array]]]
+
+
+def start(
+    params: PyTree, key: Array, optimizer: optax.GradientTransformation,
+    averages: dict[str, ema.Average],
+) -> State:  # fmt: skip
+    """The state before the first step."""
+    return State(
+        params=params,
+        opt=optimizer.init(params),
+        averages=ema.start(averages, params),
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+        bad_step=jnp.full((), -1, jnp.int32),
+    )
+
+
+def make_step(
+    loss: Loss, optimizer: optax.GradientTransformation, averages: dict[str, ema.Average],
+    accumulate: int = 1,
+) -> Step:  # fmt: skip
+    """step(state, batch) -> (state, {"loss", "grad_norm"}), to be jitted with the state donated.
+
+    Args:
+      loss: (params, key, batch) -> `[B]`, or any shape; its mean is minimised.
+      accumulate: micro-batches: the batch is cut into this many parts and their gradients averaged,
+        which is the gradient of the whole batch.
+    """
+
+    def gradient(params: PyTree, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
+        return jax.value_and_grad(lambda p: jnp.mean(loss(p, key, batch)))(params)
+
+    def accumulated(params: PyTree, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
+        cut = lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1)  # noqa: E731
+        keys = jax.random.split(key, accumulate)
+
+        def add(total: PyTree, part: tuple) -> tuple[PyTree, None]:
+            return jax.tree.map(jnp.add, total, gradient(params, *part)), None
+
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        total, _ = jax.lax.scan(add, zero, (keys, jax.tree.map(cut, batch)))
+        return jax.tree.map(lambda a: a / accumulate, total)
+
+    def step(state: State, batch: PyTree) -> tuple[State, dict[str, Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+        one = gradient if accumulate == 1 else accumulated
+        value, grads = one(state.params, key, batch)
+        norm = optax.global_norm(grads)
+        updates, opt = optimizer.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        count = state.step + 1
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        # Recorded in the state, so that the host may look late and still name the step.
+        bad_step = jnp.where((state.bad_step < 0) & ~finite, count, state.bad_step)
+        new = State(
+            params=params,
+            opt=opt,
+            averages=ema.update(averages, state.averages, params, count),
+            step=count,
+            key=state.key,
+            bad_step=bad_step,
+        )
+        return new, {"loss": value, "grad_norm": norm, "bad_step": bad_step}
+
+    return step
+
+
+def compile_step(step: Step, mesh: jax.sharding.Mesh | None = None) -> Any:
+    """`step` jitted: the state donated and replicated, the batch split over the mesh's devices."""
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0)
+    whole, split = shardings(mesh)
+    return jax.jit(
+        step, donate_argnums=0, in_shardings=(whole, split), out_shardings=(whole, whole)
+    )
+
+
+def shardings(mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
+    """(replicated, split along the batch) on a mesh with the axis "data"."""
+    P = jax.sharding.PartitionSpec
+    return jax.NamedSharding(mesh, P()), jax.NamedSharding(mesh, P("data"))
