@@ -75,7 +75,7 @@ def crop(image: np.ndarray, kind: str, size: int | None, u: float, v: float) -> 
 def resize(image: np.ndarray, size: tuple[int, int], resample: str) -> np.ndarray:
     """`image` uint8 [H, W, C] resampled to `size` (height, width), antialiased, by Pillow.
 
-    `resample` is one of `FILTERS`; `box` averages areas.
+    `resample` is one of `FILTERS`; `box` averages areas. Pillow rounds to 8 bits after each axis.
     """
     if image.shape[:2] == tuple(size):
         return image

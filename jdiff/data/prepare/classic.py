@@ -128,10 +128,11 @@ def read_idx(data: bytes) -> np.ndarray:
     Raises:
       packages.PrepareError: the header is not that of unsigned bytes or the length does not fit.
     """
-    kind, rank = data[2:3], data[3] if len(data) > 3 else 0
-    shape = np.frombuffer(data[4 : 4 + 4 * rank], ">u4").astype(int)
-    values = np.frombuffer(data[4 + 4 * rank :], np.uint8)
-    if data[:2] != b"\0\0" or kind != b"\x08" or len(shape) != rank or values.size != shape.prod():
+    start = 4 + 4 * data[3] if len(data) > 3 else 4
+    whole = data[:3] == b"\0\0\x08" and len(data) >= start
+    shape = np.frombuffer(data[4:start], ">u4").astype(int) if whole else ()
+    values = np.frombuffer(data[start:], np.uint8)
+    if not whole or values.size != np.prod(shape):
         raise packages.PrepareError("not a whole idx file of unsigned bytes")
     return values.reshape(shape)
 
