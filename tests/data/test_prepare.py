@@ -189,7 +189,9 @@ def test_a_written_folder_is_read_by_tfds_itself(tmp_path):
 def test_nothing_half_made_is_left(tmp_path):
     images = np.zeros((3, 4, 4, 3), np.uint8)
 
-    def refuse(builder):
+    def refuse(data_dir):
+        assert records.is_prepared(data_dir / "pair" / "1.0.0")
+        assert not (tmp_path / "pair").exists()
         raise PrepareError("not as published")
 
     with pytest.raises(PrepareError, match="not as published"):
@@ -198,6 +200,18 @@ def test_nothing_half_made_is_left(tmp_path):
         broken = (images[i] if i < 2 else 1 / 0 for i in range(3))
         records.write(_image_set(broken), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_faster_of_two_processes_wins(tmp_path):
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    path = records.write(
+        _image_set(images),
+        tmp_path,
+        check=lambda _: records.write(_image_set(images + 1), tmp_path) and None,
+    )
+    found = sources.source("pair", "train", tmp_path, in_memory=False)[0]["image"]
+    assert path == tmp_path / "pair" / "1.0.0" and (found == 1).all()
+    assert [p.name for p in tmp_path.iterdir()] == ["pair"]
 
 
 def test_a_foreign_folder_is_not_overwritten(tmp_path):

@@ -147,6 +147,7 @@ def _prepare_weights(item: Item, target: pathlib.Path, cache: Any, progress: Pro
             raise PrepareError(f"{item.name}: {error}") from error
         # Companions (a tokenizer) first: the weights file says that all is there.
         for file in sorted(made.parent.iterdir(), key=lambda f: f == made):
+            file.chmod(0o644)  # safetensors writes files that only their owner may read
             os.replace(file, target.parent / file.name)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jdiff.data import sources
 from jdiff.data.prepare import packages, records
 
 CIFAR10_NAMES = (
@@ -189,15 +190,16 @@ def _write(
             identity = {"id": f"{split}_{i:05d}"} if identified else {}
             yield identity | {"image": Image.fromarray(np.squeeze(image)), "label": int(label)}
 
-    def read_back(builder) -> None:
+    def read_back(scratch: pathlib.Path) -> None:
         for split, (images, labels) in splits.items():
-            rows = builder.as_data_source(split=split)
+            rows = sources.source(name, split, scratch, in_memory=False)
             _expect(name, f"{split} examples", len(rows), len(images))
-            for i, row in enumerate(rows):
-                if row["label"] != labels[i] or not np.array_equal(row["image"], images[i]):
-                    raise packages.PrepareError(
-                        f"{name}: {split} example {i} was not written as read"
-                    )
+            for start in range(0, len(rows), 1000):
+                chunk = slice(start, start + 1000)
+                found = rows.gather(range(len(rows))[chunk])
+                same = np.array_equal(found["image"], images[chunk])
+                if not same or not np.array_equal(found["label"], labels[chunk]):
+                    raise packages.PrepareError(f"{name}: {split} differs from its source")
 
     count = sum(len(labels) for _, labels in splits.values())
     progress(f"{name}: writing and checking {count:,} images")

@@ -13,7 +13,6 @@ import io
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -189,14 +188,3 @@ def _deb_data(archive: pathlib.Path) -> bytes:
                 return f.read(size)
             f.seek(size + size % 2, os.SEEK_CUR)
     raise PrepareError(f"{archive.name} has no data.tar member")
-
-
-def publish(scratch: pathlib.Path, target: pathlib.Path) -> None:
-    """Renames a finished folder or file to its place, in one step; an existing one is replaced.
-
-    Both must lie on one file system: make `scratch` next to `target`.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_dir() and scratch.is_dir():
-        shutil.rmtree(target)
-    os.replace(scratch, target)

@@ -58,12 +58,12 @@ def is_prepared(path: pathlib.Path) -> bool:
 def write(
     image_set: ImageSet,
     data_dir: str | os.PathLike | None = None,
-    check: Callable[[Any], None] = lambda builder: None,
+    check: Callable[[pathlib.Path], None] = lambda data_dir: None,
 ) -> pathlib.Path:
     """Writes `image_set` below `data_dir` and returns its folder.
 
-    `check(builder)` reads the finished folder back and raises if it is not what it should be; only
-    then it is moved to its place.
+    `check(data_dir)` reads the finished set back from where it lies for now, and raises if it is not
+    what it should be; only then it is moved to its place.
 
     Raises:
       packages.PrepareError: from `check`, or another file stands where the folder should go.
@@ -81,8 +81,13 @@ def write(
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             builder.download_and_prepare()  # its bars and its banner name the scratch folder
         built = folder(image_set.name, image_set.version, scratch)
-        check(tfds.builder_from_directory(built))
-        packages.publish(built, target)
+        check(scratch)
+        target.parent.mkdir(exist_ok=True)
+        try:
+            os.replace(built, target)
+        except OSError:
+            if not is_prepared(target):  # by another process, meanwhile: as good as ours
+                raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
