@@ -282,6 +282,16 @@ def test_a_missing_renderer_is_named_before_the_download(client, tmp_path, monke
     assert not (tmp_path / "downloads").exists()
 
 
+def test_preparing_via_tfds_says_what_it_needs(tmp_path, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(PrepareError, match="pip install tensorflow importlib_resources"):
+        prepare.prepare("mnist", tmp_path, tmp_path, print, via="tfds")
+    with pytest.raises(UserError, match="Did you mean 'tfds'"):
+        prepare.prepare("mnist", tmp_path, tmp_path, print, via="tdfs")
+
+
 def test_weights_appear_whole_and_once(client, tmp_path, monkeypatch):
     item = dataclasses.replace(
         registry.ITEMS["fid"], packages=(_package(),), recipe="weights:convert_toy"

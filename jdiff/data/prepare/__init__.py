@@ -152,6 +152,12 @@ def _prepare_weights(item: Item, target: pathlib.Path, cache: Any, progress: Pro
 
 
 def _prepare_via_tfds(item: Item, data_dir: Any) -> None:
+    missing = [m for m in ("tensorflow", "importlib_resources") if not importlib.util.find_spec(m)]
+    if missing:
+        raise PrepareError(
+            f"TFDS needs {' and '.join(missing)} to download {item.name} (pip install "
+            f"{' '.join(missing)}); without via='tfds' it is made from packages"
+        )
     import tensorflow_datasets as tfds
 
     try:
@@ -161,5 +167,5 @@ def _prepare_via_tfds(item: Item, data_dir: Any) -> None:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise PrepareError(
             f"TFDS could not prepare {item.name}: {reason[0][:200]}; "
-            f"`jdiff prepare {item.name}` makes it from packages"
+            "without via='tfds' it is made from packages"
         ) from error

@@ -62,8 +62,8 @@ def write(
 ) -> pathlib.Path:
     """Writes `image_set` below `data_dir` and returns its folder.
 
-    `check(data_dir)` reads the finished set back from where it lies for now, and raises if it is not
-    what it should be; only then it is moved to its place.
+    `check(data_dir)` reads the finished set back from where it lies for now, and raises if it is
+    not what it should be; only then it is moved to its place.
 
     Raises:
       packages.PrepareError: from `check`, or another file stands where the folder should go.
