@@ -86,7 +86,8 @@ def linspace(schedule: PyTree, n: int) -> Array:
     In the index of diffusers (our t - 1): 999, 888, ..., 0 for n = 10.
     """
     T = _table("linspace", schedule, n)
-    return _steps([1 + round((T - 1) * (1.0 - i / max(n - 1, 1))) for i in range(n)])
+    # One division of integers: halves stay halves, and round to even as in numpy.
+    return _steps([1 + round((T - 1) * (n - 1 - i) / (n - 1)) for i in range(n)] if n > 1 else [T])
 
 
 #: Grids by name, as the command line offers them: (schedule, n) -> times.

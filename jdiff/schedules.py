@@ -320,9 +320,9 @@ def first(schedule: PyTree) -> Schedule:
 
 def _float(t: Any) -> Any:
     """The dtype to compute t in: its own but never below float32; for a number, jax's default."""
-    return (
-        jnp.promote_types(t.dtype, jnp.float32) if hasattr(t, "dtype") else jnp.result_type(float)
-    )
+    if not hasattr(t, "dtype"):
+        return jnp.result_type(float)
+    return jnp.promote_types(jnp.asarray(t).dtype, jnp.float32)  # asarray: numpy's float64 is ours
 
 
 def _ordered(where: str, low_name: str, low: Any, high_name: str, high: Any) -> None:
