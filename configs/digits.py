@@ -16,8 +16,9 @@ def get_config() -> ml_collections.ConfigDict:
     c = defaults()
     c.name = "digits: U-Net, EDM"
     c.model.update(
-        {"name": "unet", "channels": 32, "multipliers": (1, 2), "blocks": 2, "attention_sizes": (4,)}
-    )
+        {"name": "unet", "channels": 32, "multipliers": (1, 2), "blocks": 1,
+         "attention_sizes": (4,)}
+    )  # fmt: skip
     c.data.name = "digits"
     c.optimizer.learning_rate = 2e-3
     c.optimizer.schedule = "cosine"

@@ -165,8 +165,29 @@ def build(config: ml_collections.ConfigDict, info: Any) -> Experiment:
     )
 
 
+def check(exp: Experiment, info: Any) -> None:
+    """Traces the network on one batch of the data, computing nothing, so that errors come early.
+
+    Raises:
+      UserError: the network does not take such images, or its output has another shape.
+    """
+    from jdiff import models
+
+    x = jax.ShapeDtypeStruct((2, *info.shape), "float32")
+    t = jax.ShapeDtypeStruct((2,), "float32")
+    cond = {name: jax.ShapeDtypeStruct((2,), "int32") for name in exp.null}
+    try:
+        out = jax.eval_shape(exp.apply, models.abstract(exp.build)[1], x, t, cond)
+    except ValueError as error:
+        raise UserError(f"config.model does not fit the data {info.name}: {error}") from error
+    if out.shape != x.shape:
+        raise UserError(
+            f"config.model: the output for {info.name} is {out.shape[1:]}, not {info.shape}."
+        )
+
+
 def prepared(info: Any, config: Any) -> Any:
-    """`info` as the pipeline hands the images on: `config.data.size` replaces their height and width.
+    """`info` as the pipeline hands the images on: `config.data.size` is their height and width.
 
     Raises:
       UserError: images of different sizes and no size to resize them to.

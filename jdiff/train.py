@@ -68,6 +68,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
     source = sources.source(config.data.name, config.data.train_split, config.data.data_dir)
     info = experiment.prepared(source.info, config.data)
     exp = experiment.build(config, info)
+    experiment.check(exp, info)
     experiment.sampler(config, exp.denoiser(None), exp.null)  # its errors now, not in an hour
     feed = batches(
         source, config.train.batch_size, seed=config.seed, train=True, flip=config.data.flip,

@@ -26,11 +26,11 @@ class Constant(Average):
     """A constant decay, reached through a warm-up so that the first steps are forgotten."""
 
     rate: float
-    warmup: float  # 0: none. Else the half-life is at most this share of the steps so far.
+    warmup: float  # 0: none. Else the half-life is at most this share of the steps before.
 
     def decay(self, step: Array) -> Array:
         """rate, or less while the run is young."""
-        halflife = self.warmup * step.astype(jnp.float32)
+        halflife = self.warmup * (step - 1).astype(jnp.float32)
         young = jnp.exp2(-1.0 / jnp.maximum(halflife, 1e-8))
         return jnp.where(self.warmup > 0, jnp.minimum(self.rate, young), self.rate)
 

@@ -81,7 +81,7 @@ def make_step(
         key = jax.random.fold_in(state.key, state.step)
         one = gradient if accumulate == 1 else accumulated
         value, grads = one(state.params, key, batch)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         count = state.step + 1

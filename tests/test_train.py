@@ -1,0 +1,169 @@
+"""The training loop on real digits with a tiny network: resuming, stopping, failing."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jdiff import experiment, runs, train
+from jdiff.errors import UserError
+from jdiff.training import checkpoints
+
+
+def tiny(**changes):
+    c = experiment.defaults()
+    c.name = "tiny"
+    c.model.update({"name": "dit", "width": 16, "depth": 1, "heads": 2})
+    c.ema = {"ema": {"kind": "constant", "decay": 0.9}, "wide": {"kind": "power", "sigma_rel": 0.1}}
+    c.sampling.grid.steps = 2
+    c.train.update(
+        {"batch_size": 16, "steps": 6, "log_every": 2, "sample_every": 100, "checkpoint_every": 3}
+    )
+    c.train.update(changes)
+    return c
+
+
+def go(config, workdir):
+    return train.train(config, workdir, Console(quiet=True))
+
+
+def final(workdir):
+    """Everything the newest checkpoint holds, as numpy."""
+    with checkpoints.opened(workdir, write=False) as saved:
+        import orbax.checkpoint as ocp
+
+        state = saved._manager.restore(
+            saved.latest, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+        ).state
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    as_numpy = lambda a: jax.random.key_data(a) if jax.dtypes.issubdtype(  # noqa: E731
+        getattr(a, "dtype", np.float32), jax.dtypes.prng_key) else a  # fmt: skip
+    return {jax.tree_util.keystr(path): np.asarray(as_numpy(a)) for path, a in leaves}
+
+
+def assert_same_bits(a, b):
+    assert a.keys() == b.keys()
+    different = [k for k in a if not np.array_equal(a[k], b[k])]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run of six steps without interruption."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    result = go(tiny(), workdir)
+    assert result.step == 6
+    return workdir
+
+
+def test_a_run_directory_holds_all_of_the_run(straight):
+    names = {p.name for p in straight.iterdir()}
+    assert {"config.json", "run.json", "metrics.jsonl", "tb", "checkpoints", "samples"} <= names
+    assert (straight / "samples" / "step_00000006.png").is_file()
+    assert any(p.name.startswith("events.out.tfevents") for p in (straight / "tb").iterdir())
+    lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 3, 4, 6]
+    assert all(line["loss"] > 0 and line["images_per_s"] > 0 for line in lines)
+    described = json.loads((straight / "run.json").read_text())
+    assert described["state"] == "finished"
+    assert described["data"]["num_classes"] == 10
+
+
+def test_a_run_that_was_cut_in_two_ends_with_the_same_bits(straight, tmp_path):
+    go(tiny(steps=3), tmp_path / "run")
+    go(tiny(steps=6), tmp_path / "run")
+    assert_same_bits(final(tmp_path / "run"), final(straight))
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(straight, tmp_path, monkeypatch):
+    write = train._write_samples
+
+    def interrupted(workdir, metrics, step, images):
+        write(workdir, metrics, step, images)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train, "_write_samples", interrupted)
+    with pytest.raises(train.Stopped, match="SIGTERM at step 2, saved"):
+        go(tiny(sample_every=1), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "stopped"
+    monkeypatch.undo()
+    go(tiny(), tmp_path / "run")
+    assert_same_bits(final(tmp_path / "run"), final(straight))
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_step_batch_and_checkpoint(tmp_path, monkeypatch):
+    loss = experiment.Experiment.loss
+
+    def spoiled(self, params, key, batch):
+        # The randomness of a step is a function of its number: the fifth draw is the bad one.
+        bad = jax.random.key_data(key)[0] == jax.random.key_data(fifth)[0]
+        return loss(self, params, key, batch) + jax.numpy.where(bad, jax.numpy.nan, 0.0)
+
+    key_train = jax.random.split(jax.random.key(0), 3)[1]
+    fifth = jax.random.fold_in(key_train, 4)
+    monkeypatch.setattr(experiment.Experiment, "loss", spoiled)
+    with pytest.raises(train.Diverged, match=r"step 5 \(images [\d, ]+\.\.\..*step 3 is saved"):
+        go(tiny(), tmp_path / "run")
+    with checkpoints.opened(tmp_path / "run", write=False) as saved:
+        assert saved.steps == [3]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "failed"
+
+
+def test_a_directory_of_another_config_is_refused_and_left_as_it_is(straight):
+    before = {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()}
+    other = tiny()
+    other.optimizer.learning_rate = 0.5
+    with pytest.raises(UserError, match="belongs to another config: .*learning_rate"):
+        go(other, straight)
+    assert {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()} == before
+
+
+def test_a_directory_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="is not empty and is not a run"):
+        go(tiny(), tmp_path)
+
+
+def test_load_run_gives_the_trained_denoiser(straight):
+    run = runs.load_run(straight)
+    assert (run.step, run.ema, run.null) == (6, "ema", {"label": 10})
+    saved = final(straight)
+    name = next(k for k in saved if k.startswith("['averages']['ema']"))
+    params = jax.tree_util.tree_flatten_with_path(run.denoiser.params)[0]
+    mine = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in params}
+    np.testing.assert_array_equal(mine[name.removeprefix("['averages']['ema']")], saved[name])
+    x = np.zeros((2, 8, 8, 1), np.float32)
+    prediction = run.denoiser(x, np.float32(1.0), {"label": np.array([3, 10])})
+    assert prediction.x0.shape == x.shape
+    assert runs.load_run(straight, ema="params", step=3).step == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"ema": "emma"}, "ema 'emma' is not known. Did you mean 'ema'"),
+        ({"step": 4}, "no checkpoint of step 4 .*nearest is 3"),
+    ],
+)
+def test_load_run_names_what_is_not_there(straight, options, words):
+    with pytest.raises(UserError, match=words):
+        runs.load_run(straight, **options)
+
+
+def test_a_directory_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(UserError, match="is not a run directory"):
+        runs.load_run(tmp_path)
+
+
+def test_the_sampler_of_a_run_takes_choices(straight):
+    run = runs.load_run(straight)
+    denoise, solver, times = runs.sampler(
+        run, guidance={"scale": 3.0}, grid={"steps": 4}, solver={"name": "ddim", "eta": 1.0}
+    )
+    assert (denoise.scale, solver.eta, len(times)) == (3.0, 1.0, 5)
+    assert run.config.sampling.grid.steps == 2  # the run's own config is not touched
