@@ -1,0 +1,19 @@
+"""The commands of the command line, one a file.
+
+Who may live here: modules with SUMMARY (one line), DESCRIPTION, EXAMPLES (texts for --help),
+configure(parser) and run(args) -> exit code. They read and check words, call the rooms above the
+ground floor, and say where the results lie. Heavy imports happen inside run.
+"""
+
+from types import ModuleType
+
+from jdiff.commands import evaluate, prepare, report, sample, train
+
+#: Commands by name, in the order of the help.
+ALL: dict[str, ModuleType] = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "report": report,
+    "prepare": prepare,
+}

@@ -1,0 +1,67 @@
+"""jdiff evaluate: measures a run's samples against real images."""
+
+import argparse
+
+from jdiff.commands.options import add_sampling, add_workdir, choices, whole
+
+SUMMARY = "measure a run's samples against held-out images"
+DESCRIPTION = """\
+Draws images from the model of a run, as many of each class, and compares them with the held-out
+split. Each figure stands between that of the training split (as good as real images are: the floor
+of a distance) and that of noise (the ceiling). The result is written to evaluation.json in the run
+directory, and `jdiff report` shows it."""
+EXAMPLES = """\
+examples:
+  jdiff evaluate --workdir=runs/digits
+  jdiff evaluate --workdir=runs/digits --num=2000 --guidance_scale=1.5 --solver=dpmpp_2m --steps=20
+  jdiff evaluate --workdir=runs/digits --ema=params --metrics=frechet,precision_recall
+
+metrics (all unless --metrics names some):
+  frechet           Frechet distance between Gaussians fitted to features (FID for inception)
+  kernel            kernel distance (KID for inception)
+  precision_recall  improved precision and recall
+  density_coverage  density and coverage
+  inception_score   of the classifier's probabilities
+  sliced            sliced Wasserstein distance between pixels
+  accuracy          share of samples in which a classifier finds the intended class"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    add_workdir(parser)
+    what = parser.add_argument_group("what is measured")
+    what.add_argument(
+        "--num", type=whole(2), metavar="N",
+        help="images to draw (default: the config's, config.evaluation.num)",
+    )  # fmt: skip
+    what.add_argument(
+        "--features", metavar="NAME",
+        help="what the distances are measured on: classifier (trained on the real training split), "
+        "pixels, inception (after `jdiff prepare fid`) or resnet50 (after `jdiff prepare "
+        "resnet50`) (default: the config's, config.evaluation.features)",
+    )  # fmt: skip
+    what.add_argument("--metrics", metavar="LIST", help="names joined by commas, see below")
+    add_sampling(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, writes evaluation.json, and prints the table."""
+    from rich.console import Console
+
+    from jdiff import assess, runs
+
+    console = Console()
+    config = runs.read_config(args.workdir)
+    chosen = choices(args, config)
+    metrics = None
+    if args.metrics is not None:
+        metrics = assess.check_metrics(part.strip() for part in args.metrics.split(","))
+    opened = runs.load_run(args.workdir, ema=args.ema, step=args.step)
+    figures = assess.assess(
+        opened, num=args.num, seed=args.seed, batch=args.batch, sampling=chosen,
+        features=args.features, metrics=metrics, console=console,
+    )  # fmt: skip
+    console.print(assess.table(figures))
+    path = args.workdir / assess.FILE
+    console.print(f"figures  {path}", markup=False, highlight=False, soft_wrap=True)
+    return 0

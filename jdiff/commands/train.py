@@ -1,0 +1,76 @@
+"""jdiff train: trains the experiment of a config file, evaluates it and writes its report."""
+
+import argparse
+import pathlib
+import sys
+from typing import Any
+
+SUMMARY = "train the model of a config file, evaluate it and write its report"
+DESCRIPTION = """\
+Trains the experiment that a config file describes. When it is done, the model is evaluated and
+WORKDIR/report.html is written.
+
+Any field of the config can be overridden: --config.train.batch_size=64, --config.data.flip,
+--noconfig.data.flip, --config.model.channel_mult=1,2,2, --config.optimizer.clip=None, or a whole
+section as JSON, --config.sampling.solver='{"name": "ddim", "eta": 0.5}'.
+
+The same command on the same directory resumes where training stopped, bit for bit. Ctrl-C and
+SIGTERM save first. A directory that belongs to another config is left alone."""
+EXAMPLES = """\
+examples:
+  jdiff train --config=configs/digits.py --workdir=runs/digits
+  jdiff train --config=configs/digits.py --workdir=runs/small --config.train.batch_size=64 \\
+      --config.train.steps=500
+  jdiff train --config=configs/digits_dit_flow.py --workdir=runs/flow --no-evaluate
+
+WORKDIR then holds:
+  config.json, run.json         the config, and where and when it ran, with which versions
+  metrics.jsonl, tb/            loss and speed, as JSON lines and for TensorBoard
+  checkpoints/                  Orbax checkpoints: weights, averages, optimiser, data order
+  samples/step_*.png            a picture of samples every config.train.sample_every steps
+  evaluation.json, report.html  the figures, and everything on one page"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    parser.add_argument(
+        "--config", required=True, metavar="FILE.py[:TEXT]",
+        help="a Python file with get_config(); with :TEXT, get_config(TEXT) is called",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workdir", type=pathlib.Path, required=True, metavar="DIR",
+        help="the run directory: new, empty, or of an earlier run of this config",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-evaluate", action="store_true", help="only train; the report has no evaluation then"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, evaluates, reports."""
+    from rich.console import Console
+
+    from jdiff import assess, config, report, runs
+    from jdiff.train import Stopped, train
+
+    console = Console()
+    settings = config.load(args.config, args.overrides)
+    try:
+        result = train(settings, args.workdir, console)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signal
+    _tell(
+        console,
+        f"trained {result.step:,} steps in {result.seconds:.0f} s, loss {result.loss:.4f}",
+    )
+    if not args.no_evaluate:
+        opened = runs.load_run(args.workdir)
+        figures = assess.assess(opened, console=console)
+        console.print(assess.table(figures))
+    _tell(console, f"report   {report.write(args.workdir)}")
+    return 0
+
+
+def _tell(console: Any, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

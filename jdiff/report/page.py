@@ -1,0 +1,294 @@
+"""The page: facts arranged for the template, and the file written."""
+
+import datetime
+import json
+import math
+import os
+import pathlib
+import shlex
+from typing import Any
+
+from jdiff.errors import UserError
+from jdiff.report import charts
+from jdiff.report.facts import Facts, gather
+from jdiff.report.figures import duration, number, percent
+
+_HERE = pathlib.Path(__file__).parent
+# Squared distances are drawn on a root scale: their noise is thousands of times their floor.
+_SQUARED = ("frechet", "kernel")
+_BARS = 20  # classes drawn; of more, the lowest
+_OPEN_STATES = {"running": "training", "finished": "finished", "stopped": "stopped",
+                "failed": "failed"}  # fmt: skip
+
+
+def write(workdir: str | pathlib.Path, out: str | pathlib.Path | None = None) -> pathlib.Path:
+    """Writes the report of a run and returns its path, WORKDIR/report.html unless `out` is given.
+
+    The file is replaced at once or not at all.
+
+    Raises:
+      UserError: `workdir` is not a run directory, or the file cannot be written.
+    """
+    text = render(workdir)
+    path = pathlib.Path(out) if out else pathlib.Path(workdir) / "report.html"
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+    return path
+
+
+def render(workdir: str | pathlib.Path) -> str:
+    """The report of a run as one HTML text, which needs no other file and no network.
+
+    Raises:
+      UserError: `workdir` is not a run directory.
+    """
+    import jinja2
+    import markupsafe
+
+    facts = gather(workdir)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    return environment.get_template("page.html.j2").render(
+        style=markupsafe.Markup((_HERE / "page.css").read_text()),
+        script=markupsafe.Markup((_HERE / "page.js").read_text()),
+        title=_title(facts),
+        subtitle=_subtitle(facts),
+        state=_OPEN_STATES.get(facts.run.get("state"), "not begun"),
+        cards=_cards(facts),
+        pictures=facts.pictures,
+        charts=[{**c, "svg": markupsafe.Markup(c["svg"])} for c in _charts(facts)],
+        evaluation=facts.evaluation and _evaluation(facts.evaluation),
+        commands=_commands(facts),
+        config=[(name, _value(value)) for name, value in facts.config],
+        environment=_environment(facts),
+    )
+
+
+def _title(facts: Facts) -> str:
+    return facts.config_of.get("name") or facts.workdir.absolute().name
+
+
+def _subtitle(facts: Facts) -> str:
+    config, data = facts.config_of, facts.run.get("data", {})
+    words = [config.get("model.name"), config.get("schedule.name"), config.get("data.name")]
+    if data.get("shape"):
+        words.append(" × ".join(str(n) for n in data["shape"]))
+    if data.get("num_classes"):
+        words.append(f"{data['num_classes']} classes")
+    return " · ".join(str(word) for word in words if word)
+
+
+def _cards(facts: Facts) -> list[dict[str, str]]:
+    """The figures at the top: label, value, and a word on it."""
+    cards = []
+    add = lambda label, value, note="": cards.append(  # noqa: E731
+        {"label": label, "value": value, "note": note}
+    )
+    evaluation = facts.evaluation or {}
+    for metric in evaluation.get("metrics", []):
+        if metric["key"] == "frechet":
+            add(metric["name"], number(metric["value"]),
+                f"training split {number(metric['training_split'])}, "
+                f"noise {number(metric['noise'])}")  # fmt: skip
+    classifier = evaluation.get("classifier")
+    if classifier:
+        add("Intended class found", percent(classifier["accuracy"]),
+            f"in held-out images {percent(classifier['test_accuracy'])}")  # fmt: skip
+    steps, losses = facts.series("loss")
+    total = facts.config_of.get("train.steps")
+    if steps:
+        add("Loss", number(charts.smooth(losses)[-1]), "smoothed, last")
+        done = steps[-1]
+        add("Steps", number(done), f"of {number(total)}" if total and done < total else "")
+    _, rates = facts.series("images_per_s")
+    if rates:
+        add("Images a second", number(round(_median(rates))), "median, training")
+    parameters = facts.run.get("parameters", facts.run.get("params"))
+    if parameters:
+        add("Parameters", _millions(parameters))
+    seconds = _seconds(facts)
+    if seconds is not None:
+        add("Wall time", duration(seconds), _device(facts))
+    return cards
+
+
+def _charts(facts: Facts) -> list[dict[str, Any]]:
+    found = []
+    steps, losses = facts.series("loss")
+    if steps:
+        lines = [charts.Line("loss", steps, losses)]
+        if len(steps) >= 8:
+            lines = [charts.Line("each", steps, losses, "raw"),
+                     charts.Line("smoothed", steps, charts.smooth(losses))]  # fmt: skip
+        # Two shapes of one chart: the style shows the one that suits the width of the page.
+        svg = "".join(
+            charts.line_chart(
+                lines, title="loss over steps", log=True, width=w, height=h, style=style
+            )
+            for w, h, style in ((1080, 330, "on-wide"), (420, 260, "on-narrow"))
+        )
+        note = "log scale" if min(losses) > 0 else ""
+        found.append({"title": "Loss", "note": note, "svg": svg, "wide": True})
+    small = (("learning_rate", "Learning rate", "", True),
+             ("grad_norm", "Gradient norm", "before clipping", False),
+             ("images_per_s", "Throughput", "images/s", True))  # fmt: skip
+    for name, title, note, zero in small:
+        steps, values = facts.series(name)
+        if steps:
+            svg = charts.line_chart([charts.Line(name, steps, values)], title=f"{title} over steps",
+                                    zero=zero, width=420, height=230)  # fmt: skip
+            found.append({"title": title, "note": note, "svg": svg, "wide": False})
+    return found
+
+
+def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
+    rows = []
+    for metric in evaluation.get("metrics", []):
+        rows.append({
+            "name": metric["name"], "about": metric.get("about", ""),
+            "value": number(metric["value"]),
+            "exact": repr(metric["value"]),
+            "training_split": number(metric["training_split"]), "noise": number(metric["noise"]),
+            "fill": _fill(metric),
+        })  # fmt: skip
+    classifier = evaluation.get("classifier")
+    classes, left_out = [], 0
+    if classifier:
+        per_class = classifier.get("per_class", [])
+        kept = sorted(per_class, key=lambda c: c["share"])[:_BARS]
+        left_out = len(per_class) - len(kept)
+        kept.sort(key=lambda c: c["share"] if left_out else c["label"])
+        classes = [
+            {"name": c["name"], "share": percent(c["share"]), "num": c["num"],
+             "width": f"{100 * c['share']:.2f}"}
+            for c in kept
+        ]  # fmt: skip
+    return {
+        "rows": rows,
+        "settings": _sentence(evaluation),
+        "classifier": classifier and {
+            "accuracy": percent(classifier["accuracy"]),
+            "test_accuracy": percent(classifier["test_accuracy"]),
+        },
+        "classes": classes,
+        "left_out": left_out,
+    }  # fmt: skip
+
+
+def _fill(metric: dict[str, Any]) -> str | None:
+    """How far from noise (0) to the training split (100) the value lies, as a CSS number."""
+    value, best, worst = metric["value"], metric["training_split"], metric["noise"]
+    if None in (value, best, worst):
+        return None
+    if metric["key"] in _SQUARED:
+        value, best, worst = (math.sqrt(max(v, 0.0)) for v in (value, best, worst))
+    if best == worst:
+        return None
+    return f"{100 * min(1.0, max(0.0, (value - worst) / (best - worst))):.2f}"
+
+
+def _sentence(evaluation: dict[str, Any]) -> str:
+    """How the evaluated samples were drawn, in words."""
+    s = evaluation.get("settings", {})
+    words = [f"{number(s.get('num'))} samples"]
+    if "step" in s:
+        words.append(f"checkpoint {number(s['step'])}")
+    if "ema" in s:
+        words.append(f"weights {s['ema']}")
+    for part in ("solver", "grid"):
+        if part in s:
+            rest = {k: v for k, v in s[part].items() if k not in ("name", "steps")}
+            more = f" ({', '.join(f'{k} {v}' for k, v in rest.items())})" if rest else ""
+            steps = f", {s[part]['steps']} steps" if "steps" in s[part] else ""
+            words.append(f"{s[part].get('name')}{more}{steps}")
+    if s.get("guidance"):
+        words.append(f"guidance scale {s['guidance'].get('scale'):g}")
+    if "features" in s:
+        words.append(f"features: {s['features']}")
+    if "seed" in s:
+        words.append(f"seed {s['seed']}")
+    seconds = evaluation.get("seconds", {}).get("total")
+    return " · ".join(words) + (f" · {duration(seconds)}" if seconds is not None else "")
+
+
+def _commands(facts: Facts) -> list[dict[str, str]]:
+    """Label and text of each command."""
+    workdir = shlex.quote(str(facts.workdir))
+    commands = []
+    argv = facts.run.get("argv") or []
+    if argv[:1] == ["train"]:
+        commands.append({"label": "train again", "text": shlex.join(["jdiff", *argv])})
+    commands.append({"label": "draw samples", "text": f"jdiff sample --workdir={workdir}"})
+    commands.append({"label": "evaluate", "text": f"jdiff evaluate --workdir={workdir}"})
+    classes = facts.run.get("data", {}).get("num_classes")
+    commands.append({"label": "from Python", "text": _python(str(facts.workdir), classes)})
+    return commands
+
+
+def _python(workdir: str, classes: int | None) -> str:
+    guided = ', guidance={"scale": 2.0}' if classes else ""
+    cond = f',\n           cond={{"label": jax.numpy.arange(64) % {classes}}}' if classes else ""
+    return (
+        "import jax, jdiff\n"
+        "from jdiff import runs, sample\n\n"
+        f"run = jdiff.load_run({json.dumps(workdir)})\n"
+        f"denoise, solver, times = runs.sampler(run{guided})\n"
+        "x = sample(jax.random.key(0), denoise, solver=solver, times=times,\n"
+        f"           shape=run.info.shape, num=64{cond})"
+    )
+
+
+def _environment(facts: Facts) -> list[tuple[str, str]]:
+    run, rows = facts.run, []
+    if run.get("devices"):
+        rows.append(("devices", _device(facts)))
+    if run.get("cpu_count"):
+        rows.append(("CPU cores", str(run["cpu_count"])))
+    if run.get("started"):
+        rows.append(("started", _date(run["started"])))
+    if _seconds(facts) is not None:
+        rows.append(("wall time", duration(_seconds(facts))))
+    rows += [(name, str(version)) for name, version in run.get("versions", {}).items()]
+    rows.append(("run directory", str(facts.workdir)))
+    return rows
+
+
+def _date(started: Any) -> str:
+    if not isinstance(started, int | float):
+        return str(started)
+    moment = datetime.datetime.fromtimestamp(started, datetime.UTC)
+    return moment.strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _seconds(facts: Facts) -> float | None:
+    """The run's wall time; while it goes on, up to its last line."""
+    known = facts.run.get("wall_seconds")
+    if known is None and facts.lines:
+        return facts.lines[-1].get("time")
+    return known
+
+
+def _device(facts: Facts) -> str:
+    devices = facts.run.get("devices") or []
+    devices = [" ".join(dict.fromkeys(str(device).split())) for device in devices]  # "cpu cpu"
+    kinds = {kind: devices.count(kind) for kind in devices}
+    return ", ".join(f"{n} × {kind}" if n > 1 else kind for kind, n in kinds.items())
+
+
+def _millions(count: int) -> str:
+    return f"{number(count / 1e6)} M" if count >= 1e5 else number(count)
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _value(value: Any) -> str:
+    return "None" if value is None else str(value)
