@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 
@@ -10,10 +11,10 @@ def randomise():
     """Add noise to every weight: zero-initialised layers would hide what lies behind them."""
 
     def add_noise(params, seed=0, std=0.1):
-        leaves, structure = jax.tree.flatten(params)
-        keys = jax.random.split(jax.random.key(seed), len(leaves))
-        noisy = [w + std * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys)]
-        return structure.unflatten(noisy)
+        random = np.random.default_rng(seed)  # on the host: nothing to compile
+        return jax.tree.map(
+            lambda w: jnp.asarray(w + std * random.standard_normal(w.shape), w.dtype), params
+        )
 
     return add_noise
 
@@ -25,7 +26,7 @@ def all_gradients_live():
     def check(grads):
         for path, g in jax.tree_util.tree_leaves_with_path(grads):
             name = jax.tree_util.keystr(path)
-            assert jnp.isfinite(g).all(), name
-            assert jnp.abs(g).max() > 0, name
+            assert np.isfinite(g).all(), name
+            assert np.abs(g).max() > 0, name
 
     return check
