@@ -199,6 +199,22 @@ def test_records_and_memory_give_the_same_batches_and_captions(toy_folder):
         assert a["caption"][0] == f"train picture {a['id'][0]} \u00e9"
 
 
+def test_patches_are_placed_independently_in_height_and_width(make_source):
+    side = np.arange(16, dtype=np.uint8)
+    image = np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1)  # its own coordinates
+    source = make_source(size=50, shape=(16, 16, 2))
+    source.fields["image"][:] = image
+    batch = next(data.batches(source, 400, seed=0, crop="patch", size=4))
+    top, left = batch["image"][:, 0, 0].T.astype(float)
+    assert {*top} == {*left} == set(range(13))
+    assert abs(np.corrcoef(top, left)[0, 1]) < 4 / np.sqrt(400)
+
+
+def test_evaluation_is_never_mirrored(toy):
+    for batch in data.batches(toy, 16, train=False, flip=True):
+        np.testing.assert_array_equal(batch["image"], toy.fields["image"][batch["id"]])
+
+
 class _Ragged(list):
     info = data.Info("ragged", "train", (None, None, 3), 0, (), 8)
 
