@@ -15,13 +15,9 @@ def number(value: float | int | None, digits: int = 3) -> str:
         return "0"
     size = math.floor(math.log10(abs(value)))
     if size < -4:
-        return (
-            f"{value:.{digits - 1}e}".replace("-", "−", 1)
-            if value < 0
-            else f"{value:.{digits - 1}e}"
-        )
-    text = f"{value:,.{max(0, digits - 1 - size)}f}"
-    return text.replace("-", "−")
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa}e{int(exponent)}".replace("-", "−")
+    return f"{value:,.{max(0, digits - 1 - size)}f}".replace("-", "−")
 
 
 def percent(share: float | None) -> str:
@@ -48,8 +44,10 @@ def duration(seconds: float | None) -> str:
     """Seconds as 42 s, 3 min 20 s or 2 h 05 min."""
     if seconds is None:
         return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
