@@ -12,8 +12,9 @@ them in threads.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -139,20 +140,24 @@ def batches(
     return Batches(stream, threads, prefetch)
 
 
-def order(size: int, seed: int, positions: Sequence[int]) -> np.ndarray:
-    """Ids int64 at `positions` of the endless stream over `size` examples."""
-    from grain.experimental import index_shuffle
+def order(size: int, seed: int, positions: np.ndarray) -> np.ndarray:
+    """Ids int64 at `positions` [B] of the endless stream over `size` examples."""
+    epochs, places = np.divmod(positions, size)
+    ids = np.empty(len(places), np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        ids[here] = permutation(size, seed, int(epoch))[places[here]]
+    return ids
 
-    epochs, places = np.divmod(np.asarray(positions, np.int64), size)
-    # Hashed, so that the epochs of one seed are not those of its neighbour, shifted.
-    seeds = (transforms.hashed(seed, epochs, _ORDER) >> np.uint64(32)).tolist()
-    return np.asarray(
-        [
-            index_shuffle(place, max_index=size - 1, seed=key, rounds=4)
-            for place, key in zip(places.tolist(), seeds)
-        ],
-        np.int64,
-    )
+
+@functools.lru_cache(maxsize=4)
+def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of one epoch, int64 [size]: the examples sorted by their hash.
+
+    Independent of any library's generator, hence of its version. (A million take about half a second.)
+    """
+    key = transforms.hashed(seed, np.asarray(epoch), _ORDER)
+    return np.argsort(transforms.hashed(int(key), np.arange(size), _ORDER), kind="stable")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

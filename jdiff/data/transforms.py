@@ -37,7 +37,9 @@ def uniform(seed: int, positions: np.ndarray, stream: int) -> np.ndarray:
 
 def mirror(images: np.ndarray, where: np.ndarray) -> np.ndarray:
     """`images` [B, H, W, C] with those that `where` [B] (bool) marks reversed left to right."""
-    return np.where(where[:, None, None, None], images[:, :, ::-1], images)
+    out = images.copy()
+    out[where] = images[where, :, ::-1]
+    return out
 
 
 def crop(image: np.ndarray, kind: str, size: int | None, u: float, v: float) -> np.ndarray:
