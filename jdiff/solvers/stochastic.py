@@ -71,10 +71,12 @@ class EDMChurn(Solver):
         t_hat = jnp.where(gamma > 0, sched.time(sched.logsnr(t) - 2.0 * jnp.log1p(gamma)), t)
 
         def raise_noise(sched: Schedule, x: Array, z: Array) -> Array:
-            alpha, alpha_hat = sched.alpha(t), sched.alpha(t_hat)
-            scale = jnp.where(t_hat == t, 1.0, alpha_hat / alpha)
-            added = sched.sigma(t_hat) ** 2 - (scale * sched.sigma(t)) ** 2
-            return scale * x + jnp.sqrt(jnp.maximum(added, 0.0)) * self.noise * z
+            same = t_hat == t
+            scale = jnp.where(same, 1.0, sched.alpha(t_hat) / sched.alpha(t))
+            # sigma_hat^2 - (scale sigma)^2 as a product: a difference rounds to noise at churn 0.
+            gap = jnp.where(same, 0.0, sched.logsnr(t) - sched.logsnr(t_hat))
+            added = scale * sched.sigma(t) * jnp.sqrt(jnp.maximum(jnp.expm1(gap), 0.0))
+            return scale * x + added * self.noise * z
 
         x_hat = schedule_map(raise_noise, schedule, x, noise_like(keys, x))
         x_next, prediction = heun_update(denoise, schedule, x_hat, t_hat, s, cond)
