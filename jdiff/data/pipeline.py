@@ -154,7 +154,7 @@ def order(size: int, seed: int, positions: np.ndarray) -> np.ndarray:
 def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
     """The order of one epoch, int64 [size]: the examples sorted by their hash.
 
-    Independent of any library's generator, hence of its version. (A million take about half a second.)
+    Independent of any library's generator, hence of its version. A million take half a second.
     """
     key = transforms.hashed(seed, np.asarray(epoch), _ORDER)
     return np.argsort(transforms.hashed(int(key), np.arange(size), _ORDER), kind="stable")
