@@ -149,7 +149,10 @@ def opened(workdir: pathlib.Path, keep: int = 2, *, write: bool = True) -> Itera
 
 
 def _abstract(a: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=getattr(a, "sharding", None))
+    sharding = getattr(a, "sharding", None)
+    if sharding is None:  # else Orbax would look for the devices that saved it
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
 
 
 @contextlib.contextmanager
