@@ -48,7 +48,7 @@ class DiT(nnx.Module):
         mlp_ratio: float = 4.0,
         num_classes: int = 0,
         time_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: str | jnp.dtype = "float32",
         scan: bool = False,
         remat: bool = False,
         rngs: nnx.Rngs,
@@ -59,7 +59,8 @@ class DiT(nnx.Module):
         self.patch, self.in_channels = patch, in_channels
         self.out_channels = out_channels or in_channels
         self.width, self.num_classes, self.time_scale = width, num_classes, time_scale
-        self.dtype, self.scan, self.remat = jnp.dtype(dtype), scan, remat
+        dtype = layers.float_dtype(dtype)
+        self.dtype, self.scan, self.remat = dtype, scan, remat
 
         self.embed_patches = _linear(patch**2 * in_channels, width, dtype=dtype, rngs=rngs)
         self.time1 = _linear(256, width, init=normal(0.02), rngs=rngs)

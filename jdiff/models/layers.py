@@ -318,6 +318,17 @@ def check_heads(heads: int, channels: int, where: str) -> int:
     return heads
 
 
+def float_dtype(dtype: str | jnp.dtype) -> jnp.dtype:
+    """The floating-point dtype of that name, or a ValueError."""
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ValueError(f"dtype={dtype!r} must be 'float32', 'bfloat16' or 'float16'")
+    return found
+
+
 def check_positive(**fields: float) -> None:
     """Raise a ValueError that names the first field which is not positive."""
     for name, value in fields.items():

@@ -45,7 +45,8 @@ class UNet(nnx.Module):
         time_scale: multiplies t ahead of its embedding.
         frequencies: of the "fourier" embedding, `channels * time_width / 2` of them; by default
             `layers.gaussian_frequencies` with scale 16.
-        dtype: of the activations; parameters, norms, softmax and the embedding stay float32.
+        dtype: of the activations, "float32" or "bfloat16"; parameters, norms, softmax and the
+            embedding of t stay float32.
         remat: recompute the blocks' activations in the backward pass.
 
     Raises:
@@ -68,7 +69,7 @@ class UNet(nnx.Module):
         style: str | Style = "ddpmpp",
         time_scale: float = 1.0,
         frequencies: Sequence[float] | None = None,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: str | jnp.dtype = "float32",
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
@@ -84,14 +85,15 @@ class UNet(nnx.Module):
                 f"image_size={image_size} must be divisible by {self.multiple} "
                 f"for {len(multipliers)} multipliers"
             )
-        self.style, self.remat, self.dtype = s, remat, jnp.dtype(dtype)
+        self.style, self.remat, self.dtype = s, remat, layers.float_dtype(dtype)
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
         self.num_classes, self.augment_dim, self.dropout = num_classes, augment_dim, dropout
         self.time_scale, self.time_channels = time_scale, channels * s.time_width
         self.frequencies = None
         if s.time == "fourier":
             half = self.time_channels // 2
-            self.frequencies = tuple(frequencies or layers.gaussian_frequencies(half))
+            given = layers.gaussian_frequencies(half) if frequencies is None else frequencies
+            self.frequencies = tuple(map(float, given))
             if len(self.frequencies) != half:
                 raise ValueError(f"frequencies has {len(self.frequencies)} entries, needs {half}")
 
@@ -110,9 +112,9 @@ class UNet(nnx.Module):
             augment = Linear(augment_dim, out, init=rule, bias_init=None, rngs=rngs)
         self.label, self.augment = label, augment
 
-        common = {"style": s, "width": width, "dropout": dropout, "dtype": dtype, "rngs": rngs}
-        make = functools.partial(Block, **common)
-        conv = functools.partial(inits.conv, dtype=dtype, rngs=rngs)
+        common = {"style": s, "width": width, "dropout": dropout, "rngs": rngs}
+        make = functools.partial(Block, dtype=self.dtype, **common)
+        conv = functools.partial(inits.conv, dtype=self.dtype, rngs=rngs)
         attends = [image_size >> level in attention_sizes for level in range(len(multipliers))]
         widths = [channels * multiplier for multiplier in multipliers]
         last = len(widths) - 1

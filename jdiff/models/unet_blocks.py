@@ -50,7 +50,7 @@ class Style:
     residual_encoder: bool = False
     """Add the downsampled input image to every level (NCSN++)."""
     init: Literal["ddpm", "song", "adm"] = "song"
-    """Initialisation, see `_inits`."""
+    """Initialisation, a name in `INITS`."""
 
 
 STYLES: Mapping[str, Style] = {

@@ -112,7 +112,7 @@ def test_null_label_adds_nothing(style):
     assert np.abs(y - apply(params, X, T, cond(label=null - 1))).max() > 1e-3
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", ["ddpm", "ncsnpp", "adm"])  # DDPM++ has no layer of its own
 def test_every_weight_gets_a_gradient(style, all_gradients_live):
     all_gradients_live(gradient(style=style))
 
@@ -241,14 +241,15 @@ def test_embedding_of_time_zero_orders_sines_and_cosines(style, first, last, mon
 
 
 def test_dropout_follows_the_key():
-    apply, params = network(style="ddpmpp", dropout=0.5)
+    small = {"style": "ddpmpp", "multipliers": (1,)}
+    apply, params = network(**small, dropout=0.5)
     run = functools.partial(apply, params, X, T, cond())
     np.testing.assert_array_equal(run(), run())
     one, same, other = run(key=KEY), run(key=KEY), run(key=jax.random.key(1))
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 1e-3
     assert np.abs(one - run()).max() > 1e-3
-    without, _ = network(style="ddpmpp")
+    without, _ = network(**small)
     np.testing.assert_allclose(run(), without(params, X, T, cond()), rtol=1e-5, atol=1e-6)
 
 
@@ -261,9 +262,10 @@ def test_blocks_drop_independently(monkeypatch):
 
 
 def test_remat_changes_nothing_but_memory():
-    apply, params = network(style="adm", remat=True)
+    small = {"style": "adm", "multipliers": (1,)}
+    apply, params = network(**small, remat=True)
     assert "remat" in str(jax.make_jaxpr(jax.grad(lambda p: apply(p, X, T, cond()).sum()))(params))
-    one, other = gradient(style="adm"), gradient(style="adm", remat=True)
+    one, other = gradient(**small), gradient(**small, remat=True)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max())
 
@@ -289,6 +291,7 @@ def test_bfloat16_is_close_and_keeps_float32_outside():
         ({"multipliers": ()}, "multipliers"),
         ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
         ({"channels": 0}, "channels=0 must be positive"),
+        ({"dtype": "bf16"}, "dtype='bf16' must be 'float32', 'bfloat16' or 'float16'"),
         (
             {"style": dataclasses.replace(STYLES["adm"], heads=3)},
             "heads=3 does not divide channels=16",
