@@ -31,7 +31,8 @@ class Uniform:
         u = unit(key, n, self.stratified)
         if isinstance(schedule, Discrete):
             return 1.0 + jnp.floor(u * schedule.T)
-        return schedule.t_min + u * (schedule.t_max - schedule.t_min)
+        # Off the ends: a float32 uniform is 0 once in 2^23 draws, and a weight at sigma = 0 is NaN.
+        return schedule.t_min + _inside(u) * (schedule.t_max - schedule.t_min)
 
 
 @struct
