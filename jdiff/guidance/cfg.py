@@ -85,6 +85,8 @@ def cfg(
         raise UserError(f"cfg: rescale={rescale} given; it lies in [0, 1].")
     if interval is not None or rescale is not None:
         schedule_of(denoise, where="cfg")
+    if isinstance(scale, int):  # 2 and 2.5 are one program
+        scale = float(scale)
     return CFG(denoise, scale, dict(null), interval, rescale)
 
 
