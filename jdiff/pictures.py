@@ -47,7 +47,9 @@ def grid(
     if captions is not None and len(captions) != len(images):
         raise UserError(f"pictures: {len(captions)} captions for {len(images)} images.")
     if images.dtype != np.uint8:
-        images = _to_uint8(images)
+        from jdiff.evaluation.features import to_uint8
+
+        images = np.asarray(to_uint8(images))
     count, height, width, _ = images.shape
     columns = min(columns or int(np.ceil(np.sqrt(count))), count)
     scale = scale or max(1, -(-_CELL // width))
@@ -110,8 +112,3 @@ def _write_captions(
             text = text.rstrip("…")[:-1] + "…"
         draw.text((x, y + 1), text, fill=(90, 90, 90), font=font, anchor="ma")
     return np.asarray(picture)
-
-
-def _to_uint8(images: np.ndarray) -> np.ndarray:
-    """[-1, 1] as 0..255, rounded to nearest."""
-    return np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)

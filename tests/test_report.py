@@ -25,9 +25,9 @@ RUN = {
 }  # fmt: skip
 
 
-def metric(key: str, name: str, value: float, training_split: float, noise: float) -> dict:
-    return {"key": key, "name": name, "value": value, "training_split": training_split,
-            "noise": noise, "better": "lower", "about": "about " + name}  # fmt: skip
+def metric(key: str, name: str, value: float, floor: float, ceiling: float) -> dict:
+    return {"key": key, "name": name, "value": value, "floor": floor,
+            "ceiling": ceiling, "better": "lower", "about": "about " + name}  # fmt: skip
 
 
 EVALUATION = {

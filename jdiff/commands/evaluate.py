@@ -53,9 +53,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     config = runs.read_config(args.workdir)
     chosen = choices(args, config)
-    metrics = None
-    if args.metrics is not None:
-        metrics = assess.check_metrics(part.strip() for part in args.metrics.split(","))
+    metrics = args.metrics and [part.strip() for part in args.metrics.split(",")]
     opened = runs.load_run(args.workdir, ema=args.ema, step=args.step)
     figures = assess.assess(
         opened, num=args.num, seed=args.seed, batch=args.batch, sampling=chosen,

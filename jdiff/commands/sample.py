@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     """Draws, writes, and says where the files are."""
     from rich.console import Console
 
-    from jdiff import pictures, runs
+    from jdiff import generate, pictures, runs
 
     console = Console()
     config = runs.read_config(args.workdir)
@@ -82,9 +82,10 @@ def run(args: argparse.Namespace) -> int:
     if classes:
         wanted = labels.parse(args.labels or "all", classes, opened.info.label_names)
     elif args.labels is not None:
-        labels.parse(args.labels, 0)
-    images, given, seconds, compiling = draw(
-        opened, chosen, num=args.num, seed=args.seed, labels=wanted, batch=args.batch,
+        labels.parse(args.labels, classes)
+    given = generate.in_turn(wanted, args.num) if wanted else None
+    images, seconds, compiling = draw(
+        opened, chosen, num=args.num, seed=args.seed, labels=given, batch=args.batch,
         console=console,
     )  # fmt: skip
 
@@ -101,62 +102,42 @@ def run(args: argparse.Namespace) -> int:
     rest = f", the first {_SHOWN} of {args.num:,}" if args.num > _SHOWN else ""
     _tell(console, f"picture  {out}{rest}")
     if npz:
-        settings = {
-            "workdir": str(args.workdir), "step": opened.step, "ema": opened.ema,
-            **runs_settings(opened, chosen),
-        }  # fmt: skip
+        settings = {"workdir": str(args.workdir), **generate.settings(opened, chosen)}
         write_npz(npz, images, given, args.seed, settings)
         _tell(console, f"images   {npz}")
     return 0
 
 
 def draw(
-    opened: Any, chosen: dict[str, Any], *, num: int, seed: int, labels: list[int] | None,
-    batch: int | None, console: Any,
-) -> tuple[Any, Any, float, float]:  # fmt: skip
-    """(images uint8 `[N, H, W, C]`, labels `[N]`, seconds, of which compilation), with a bar."""
-    import jax
+    opened: Any, chosen: dict[str, Any], *, num: int, seed: int, labels: Any, batch: int | None,
+    console: Any,
+) -> tuple[Any, float, float]:  # fmt: skip
+    """(images uint8 `[N, H, W, C]`, seconds, of which compilation), with a progress bar."""
     import numpy as np
     from rich.progress import Progress
 
-    from jdiff import runs
+    from jdiff import generate
     from jdiff.commands.timing import compile_clock
-    from jdiff.evaluation import to_uint8
-    from jdiff.sampling import stream
 
-    denoise, solver, times = runs.sampler(opened, **chosen)
-    given = np.full(num, -1, np.int32)
-    if labels is not None:
-        given = np.resize(np.asarray(labels, np.int32), num)
     start = time.monotonic()
     parts = []
     with compile_clock() as clock, Progress(console=console, transient=True) as bar:
         task = bar.add_task("sampling", total=num)
-        for part in stream(
-            jax.random.key(seed), denoise, times=times, shape=opened.info.shape, num=num,
-            cond=None if labels is None else {"label": jax.numpy.asarray(given)}, solver=solver,
-            batch=batch or opened.config.sampling.batch,
-        ):  # fmt: skip
-            parts.append(to_uint8(np.asarray(part)))
+        for part in generate.images(
+            opened, num=num, labels=labels, seed=seed, batch=batch, sampling=chosen
+        ):
+            parts.append(part)
             bar.update(task, advance=len(part))
-    return np.concatenate(parts), given, time.monotonic() - start, clock.seconds
-
-
-def runs_settings(opened: Any, chosen: dict[str, Any]) -> dict[str, Any]:
-    """The entries of config.sampling that were in force, as plain JSON."""
-    settings = json.loads(opened.config.sampling.to_json())
-    for name, value in chosen.items():
-        merged = name == "guidance"
-        settings[name] = {**settings[name], **value} if merged else value
-    return {name: settings[name] for name in ("solver", "grid", "guidance", "threshold")}
+    return np.concatenate(parts), time.monotonic() - start, clock.seconds
 
 
 def write_npz(
-    path: pathlib.Path, images: Any, labels: Any, seed: int, settings: dict[str, Any]
+    path: pathlib.Path, images: Any, labels: Any | None, seed: int, settings: dict[str, Any]
 ) -> None:
     """Writes the file that EXAMPLES describes, whole or not at all."""
     import numpy as np
 
+    labels = np.full(len(images), -1, np.int32) if labels is None else labels
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("wb") as file:

@@ -123,7 +123,7 @@ def linear_ticks(low: float, high: float, about: int = 4, cover: bool = False) -
 def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten, with 2 and 5 times them where there are few; plain steps in a narrow range."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1,), (1, 3), (1, 2, 5)):
+    for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
         ticks = [f * 10.0**p for p in powers for f in factors]
         ticks = [t for t in ticks if low * 0.999 <= t <= high * 1.001]
         if len(ticks) >= 3:

@@ -95,8 +95,8 @@ def _cards(facts: Facts) -> list[dict[str, str]]:
     for metric in evaluation.get("metrics", []):
         if metric["key"] == "frechet":
             add(metric["name"], number(metric["value"]),
-                f"training split {number(metric['training_split'])}, "
-                f"noise {number(metric['noise'])}")  # fmt: skip
+                f"training split {number(metric['floor'])}, "
+                f"noise {number(metric['ceiling'])}")  # fmt: skip
     classifier = evaluation.get("classifier")
     if classifier:
         add("Intended class found", percent(classifier["accuracy"]),
@@ -155,7 +155,7 @@ def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
             "name": metric["name"], "about": metric.get("about", ""),
             "value": number(metric["value"]),
             "exact": repr(metric["value"]),
-            "training_split": number(metric["training_split"]), "noise": number(metric["noise"]),
+            "floor": number(metric["floor"]), "ceiling": number(metric["ceiling"]),
             "fill": _fill(metric),
         })  # fmt: skip
     classifier = evaluation.get("classifier")
@@ -184,7 +184,7 @@ def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 def _fill(metric: dict[str, Any]) -> str | None:
     """How far from noise (0) to the training split (100) the value lies, as a CSS number."""
-    value, best, worst = metric["value"], metric["training_split"], metric["noise"]
+    value, best, worst = metric["value"], metric["floor"], metric["ceiling"]
     if None in (value, best, worst):
         return None
     if metric["key"] in _SQUARED:
@@ -283,7 +283,7 @@ def _device(facts: Facts) -> str:
 
 
 def _millions(count: int) -> str:
-    return f"{number(count / 1e6)} M" if count >= 1e5 else number(count)
+    return f"{number(count / 1e6)} M" if count >= 1e6 else number(count)
 
 
 def _median(values: list[float]) -> float:
