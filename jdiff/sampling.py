@@ -90,11 +90,12 @@ def stream(
     schedule = schedule_of(denoiser, schedule)
     solver = heun() if solver is None else solver
     times = grids.check(times, schedule)
+    ids = None if ids is None else jnp.asarray(ids)
     num = _number(num, x=x, ids=ids, cond=cond)
     if x is None and shape is None:
         raise UserError("sample: give shape=(height, width, channels), or x= to start from.")
     shapes = None if x is not None else _Shapes.of(shape)
-    ids = jnp.arange(num) if ids is None else jnp.asarray(ids)
+    ids = jnp.arange(num) if ids is None else ids
     batch = num if batch is None else min(batch, num)
     if batch < 1:
         raise UserError(f"sample: num={num} and batch={batch} given; both are at least 1.")

@@ -51,7 +51,8 @@ class DPMpp2M(Solver):
 
     def init(self, x: PyTree, times: Array) -> Any:
         """(previous x0, previous t, whether there is one)."""
-        return jax.tree.map(jnp.zeros_like, x), jnp.asarray(times)[0], jnp.asarray(False)
+        blank = lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32))  # noqa: E731
+        return jax.tree.map(blank, x), jnp.asarray(times)[0], jnp.asarray(False)
 
     def step(
         self, denoise: Any, schedule: PyTree, x: PyTree, memory: Any, t: Array, s: Array,
@@ -72,7 +73,8 @@ class DPMpp2M(Solver):
             return sched.sigma(s) / sched.sigma(t) * x - sched.alpha(s) * jnp.expm1(-h) * d
 
         x_next = schedule_map(update, schedule, x, prediction.x0, x0_last)
-        return x_next, (prediction.x0, t, jnp.asarray(True)), prediction
+        x0 = jax.tree.map(lambda a, old: a.astype(old.dtype), prediction.x0, x0_last)
+        return x_next, (x0, t, jnp.asarray(True)), prediction
 
 
 def ddim(eta: Array | float = 0.0) -> DDIM:
