@@ -19,6 +19,7 @@ KEY = jax.random.key(0)
 X = np.random.default_rng(0).standard_normal((3, 8, 8, 2)).astype(np.float32)
 T = np.asarray([-1.0, 0.2, 0.9], np.float32)
 LABEL = np.asarray([1, 4, 0], np.int32)
+QUICK = {"xla_backend_optimization_level": 0}  # compiles faster
 FIELDS = {
     "image_size": 8,
     "in_channels": 2,
@@ -48,7 +49,8 @@ def network(**changes):
 def gradient(**changes):
     """Of a squared error, with respect to every weight."""
     apply, params = network(**changes)
-    return jax.jit(jax.grad(lambda p: jnp.square(apply(p, X, T, cond()) - X).sum()))(params)
+    loss = jax.grad(lambda p: jnp.square(apply(p, X, T, cond()) - X).sum())
+    return jax.jit(loss, compiler_options=QUICK)(params)
 
 
 def cond(label=LABEL, augment=0.5):
