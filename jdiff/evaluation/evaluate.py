@@ -63,26 +63,27 @@ def summarize(
     features: Extractor,
     probabilities: Callable[[np.ndarray], np.ndarray] | None = None,
     *,
+    shape: tuple[int, int, int] | None = None,
     keep: int = KEEP,
     seed: int = 0,
 ) -> Summary:
     """Streams (uint8 images `[B, H, W, C]`, int labels `[B]` or None) batches into a `Summary`.
 
-    `probabilities` maps images to class probabilities `[B, K]`. Raises ValueError for fewer than
+    `probabilities` maps images to class probabilities `[B, K]`; `shape` is the (H, W, C) that every
+    image has to have, by default that of the first. Raises ValueError for fewer than
     two images, images that are not uint8, labels out of range, or features that are not finite.
     """
     rng = np.random.default_rng(seed)
     moments, classes, tally = None, None, None
-    kept, flat, space, shape = _Reservoir(keep), _Reservoir(keep), None, ()
+    kept, flat, space = _Reservoir(keep), _Reservoir(keep), None
     for images, labels in batches:
         images = check_images(images)
         if not len(images):
             continue
-        if space is None:
-            shape = images.shape[1:]
-            space = pixels(shape)
-        if images.shape[1:] != shape:
-            raise ValueError(f"a batch of images {images.shape[1:]} follows others of {shape}")
+        shape = shape or images.shape[1:]
+        if images.shape[1:] != tuple(shape):
+            raise ValueError(f"images {images.shape[1:]} among, or compared with, images {shape}")
+        space = space or pixels(shape)
         rows = check_features(features(images), f"features {features.name!r}")
         part = Moments.of(rows)
         moments = part if moments is None else moments + part
@@ -100,7 +101,9 @@ def summarize(
     if moments is None or moments.count < 2:
         raise ValueError(f"at least 2 images are needed, got {moments.count if moments else 0}")
     hits, labelled = (None, None) if tally is None else tally
-    return Summary(features.name, shape, moments, kept.rows, flat.rows, classes, hits, labelled)
+    return Summary(
+        features.name, tuple(shape), moments, kept.rows, flat.rows, classes, hits, labelled
+    )
 
 
 def compare(
@@ -174,10 +177,11 @@ def evaluate(
     """
     metrics = check_metrics(metrics)
 
-    def summary(batches: Batches) -> Summary:
-        return summarize(batches, features, probabilities, seed=seed)
+    held_out = summarize(reference, features, probabilities, seed=seed)
 
-    held_out = summary(reference)
+    def summary(batches: Batches) -> Summary:
+        return summarize(batches, features, probabilities, shape=held_out.shape, seed=seed)
+
     drawn = summary(samples)
     sets: dict[str, Summary] = {"value": drawn}
     if training is not None:

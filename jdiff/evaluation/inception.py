@@ -233,7 +233,8 @@ def _average_pool(x: jax.Array) -> jax.Array:
 
 
 def _neighbours(n: int) -> np.ndarray:
-    return np.convolve(np.ones(n), np.ones(3), mode="same")[:n]
+    """How many of i - 1, i, i + 1 are among 0..n-1, for each i of them."""
+    return np.array([min(i + 1, n - 1) - max(i - 1, 0) + 1 for i in range(n)])
 
 
 def _concat(*parts: jax.Array) -> jax.Array:

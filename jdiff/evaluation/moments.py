@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import zipfile
 from collections.abc import Iterable
 
 import numpy as np
@@ -77,7 +78,7 @@ class Moments:
         try:
             with np.load(path) as file:
                 return cls(int(file["count"]), file["mean"], file["scatter"])
-        except (KeyError, EOFError, ValueError, OSError) as error:
+        except (KeyError, EOFError, ValueError, OSError, zipfile.BadZipFile) as error:
             if isinstance(error, FileNotFoundError):
                 raise
             raise ValueError(f"{path}: not a whole file of moments ({error})") from error
