@@ -74,7 +74,6 @@ def assess(
         fewer than 8 images, or weights that are not prepared (with the command that does it).
     """
     from jdiff.evaluation.evaluate import evaluate
-    from jdiff.evaluation.features import named
 
     started = time.monotonic()
     num = run.config.evaluation.num if num is None else num
@@ -82,6 +81,8 @@ def assess(
         raise UserError(f"num={num} images given; an evaluation needs at least 8.")
     features = run.config.evaluation.features if features is None else features
     wanted = wanted_metrics(run, features, metrics)
+    runs.sampler(run, **(sampling or {}))  # its errors before the work
+    extract = None if features == "classifier" else _extractor(features, run)
     with _told(console) as tell:
         tell("real images")
         train, test = (_source(run, split) for split in ("train_split", "test_split"))
@@ -92,19 +93,15 @@ def assess(
             judge = _classifier(run, train, seed)
         seconds = {"classifier": time.monotonic() - clock}
         drawing = _Timer()
-        shape = tuple(run.info.shape)
         floor = _part(train, num, seed)
         try:
-            extract = named(features, shape, classifier=judge and (lambda: judge.features))
             compared = evaluate(
                 drawing.around(_draw(run, num, seed, batch, sampling, tell)),
                 _batches(run, test, tell, "held-out images"),
-                features=extract, metrics=wanted, seed=seed,
+                features=extract or judge.features, metrics=wanted, seed=seed,
                 probabilities=judge and judge.probabilities,
                 training=_batches(run, floor, tell, "training images"),
             )  # fmt: skip
-        except FileNotFoundError as error:
-            raise UserError(f"features={features}: {error}") from error
         except ValueError as error:
             raise UserError(f"this cannot be evaluated: {error}") from error
         judged = _judged(run, compared["metrics"], judge, test, num, tell)
@@ -175,6 +172,15 @@ def table(result: dict[str, Any]) -> Any:
         made.add_row("Intended class found", *map(percent, shares), "higher")
         made.caption += "\nclass found: the floor is that of held-out images, the ceiling chance"
     return made
+
+
+def _extractor(features: str, run: runs.Run) -> Any:
+    from jdiff.evaluation.features import named
+
+    try:
+        return named(features, tuple(run.info.shape))
+    except FileNotFoundError as error:
+        raise UserError(f"features={features}: {error}") from error
 
 
 def _source(run: runs.Run, split: str) -> Any:

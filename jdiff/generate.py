@@ -13,7 +13,7 @@ def images(
     run: runs.Run, *, num: int, labels: np.ndarray | None = None, seed: int = 0,
     batch: int | None = None, sampling: dict[str, Any] | None = None,
 ) -> Iterator[np.ndarray]:  # fmt: skip
-    """Draws `num` images, a batch at a time: uint8 `[B, H, W, C]`.
+    """Draws `num` images, a batch at a time: uint8 `[B, H, W, C]`. Errors come at the call.
 
     Image i depends on the seed, i and labels[i] alone.
 
@@ -28,7 +28,6 @@ def images(
     """
     import jax
 
-    from jdiff.evaluation.features import to_uint8
     from jdiff.sampling import stream
 
     denoise, solver, times = runs.sampler(run, **(sampling or {}))
@@ -39,11 +38,17 @@ def images(
         mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=kinds)
         sharding = jax.NamedSharding(mesh, jax.P("data"))
     cond = None if labels is None else {"label": jax.numpy.asarray(labels, jax.numpy.int32)}
-    for part in stream(
+    parts = stream(
         jax.random.key(seed), denoise, times=times, shape=tuple(run.info.shape), num=num,
         cond=cond, solver=solver, batch=batch, sharding=sharding,
-    ):  # fmt: skip
-        yield np.asarray(to_uint8(part))
+    )  # fmt: skip
+    return map(_on_host, parts)
+
+
+def _on_host(part: Any) -> np.ndarray:
+    from jdiff.evaluation.features import to_uint8
+
+    return np.asarray(to_uint8(part))
 
 
 def in_turn(labels: list[int], num: int) -> np.ndarray:

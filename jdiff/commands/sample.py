@@ -121,11 +121,12 @@ def draw(
 
     start = time.monotonic()
     parts = []
+    drawing = generate.images(
+        opened, num=num, labels=labels, seed=seed, batch=batch, sampling=chosen
+    )
     with compile_clock() as clock, Progress(console=console, transient=True) as bar:
         task = bar.add_task("sampling", total=num)
-        for part in generate.images(
-            opened, num=num, labels=labels, seed=seed, batch=batch, sampling=chosen
-        ):
+        for part in drawing:
             parts.append(part)
             bar.update(task, advance=len(part))
     return np.concatenate(parts), time.monotonic() - start, clock.seconds
