@@ -4,18 +4,17 @@ import dataclasses
 import io
 import json
 
+import exact_run
 import numpy as np
 import pytest
 from rich.console import Console
 
-from jdiff import assess, denoisers, generate, pictures, report, schedules
-from jdiff.config import to_json
+from jdiff import assess, generate, pictures, report
 from jdiff.data import sources
 from jdiff.errors import UserError
 from jdiff.evaluation import classifier
 from jdiff.evaluation.features import pixels
 from jdiff.evaluation.moments import Moments, frechet
-from jdiff.experiment import defaults
 from jdiff.runs import Run
 
 NUM = 40
@@ -37,20 +36,7 @@ class NearestMean:
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    train = sources.source("digits", "train").gather(range(300))
-    images = train["image"].astype(np.float32) / 127.5 - 1
-    schedule = schedules.edm()
-    config = defaults()
-    config.sampling.grid.steps = 4
-    config.sampling.guidance.scale = 1.5
-    config.sampling.batch = 20
-    config.evaluation.num = NUM
-    config.evaluation.features = "pixels"
-    (tmp_path / "config.json").write_text(to_json(config))
-    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "kind": "train", "loss": 1.0}\n')
-    denoise = denoisers.exact(images, schedule, labels=train["label"])
-    info = sources.source("digits", "train").info
-    return Run(tmp_path, config, denoise, {"label": 10}, schedule, info, 5, "ema")
+    return exact_run.make(tmp_path, num=NUM)
 
 
 @pytest.fixture

@@ -239,10 +239,11 @@ def test_write_replaces_the_file_at_once(folder, tmp_path):
         report.write(folder, tmp_path / "missing" / "r.html")
 
 
+@pytest.mark.parametrize("text", ['{"a": ', "[1, 2]", ""])
 @pytest.mark.parametrize("damage", ["config.json", "run.json", "evaluation.json"])
-def test_a_damaged_file_is_named(tmp_path, damage):
+def test_a_damaged_file_is_named(tmp_path, damage, text):
     make(tmp_path / "run")
-    (tmp_path / "run" / damage).write_text('{"a": ')
+    (tmp_path / "run" / damage).write_text(text)
     with pytest.raises(UserError, match=damage):
         report.render(tmp_path / "run")
 

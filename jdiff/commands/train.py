@@ -1,6 +1,7 @@
 """jdiff train: trains the experiment of a config file, evaluates it and writes its report."""
 
 import argparse
+import math
 import pathlib
 import sys
 from typing import Any
@@ -60,10 +61,11 @@ def run(args: argparse.Namespace) -> int:
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.signal
-    _tell(
-        console,
-        f"trained {result.step:,} steps in {result.seconds:.0f} s, loss {result.loss:.4f}",
-    )
+    if math.isnan(result.loss):  # a diverged run raises; here no step was left to do
+        _tell(console, f"nothing left to train: step {result.step:,} was reached before")
+    else:
+        done = f"trained {result.step:,} steps in {result.seconds:.0f} s, loss {result.loss:.4f}"
+        _tell(console, done)
     if not args.no_evaluate:
         opened = runs.load_run(args.workdir)
         figures = assess.assess(opened, console=console)

@@ -89,9 +89,12 @@ def _json(path: pathlib.Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); move it away.") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged (no JSON object); move it away.")
+    return found
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:

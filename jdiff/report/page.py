@@ -95,8 +95,8 @@ def _cards(facts: Facts) -> list[dict[str, str]]:
     for metric in evaluation.get("metrics", []):
         if metric["key"] == "frechet":
             add(metric["name"], number(metric["value"]),
-                f"training split {number(metric['floor'])}, "
-                f"noise {number(metric['ceiling'])}")  # fmt: skip
+                f"training split {number(metric.get('floor'))}, "
+                f"noise {number(metric.get('ceiling'))}")  # fmt: skip
     classifier = evaluation.get("classifier")
     if classifier:
         add("Intended class found", percent(classifier["accuracy"]),
@@ -155,7 +155,7 @@ def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
             "name": metric["name"], "about": metric.get("about", ""),
             "value": number(metric["value"]),
             "exact": repr(metric["value"]),
-            "floor": number(metric["floor"]), "ceiling": number(metric["ceiling"]),
+            "floor": number(metric.get("floor")), "ceiling": number(metric.get("ceiling")),
             "fill": _fill(metric),
         })  # fmt: skip
     classifier = evaluation.get("classifier")
@@ -184,7 +184,7 @@ def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 def _fill(metric: dict[str, Any]) -> str | None:
     """How far from noise (0) to the training split (100) the value lies, as a CSS number."""
-    value, best, worst = metric["value"], metric["floor"], metric["ceiling"]
+    value, best, worst = metric["value"], metric.get("floor"), metric.get("ceiling")
     if None in (value, best, worst):
         return None
     if metric["key"] in _SQUARED:
