@@ -262,6 +262,19 @@ def test_choices_replace_what_is_named_and_keep_the_rest():
     assert chosen("--interval=none")["guidance"] == {"interval": None}
 
 
+def test_help_names_every_solver_grid_and_metric():
+    import re
+
+    from jdiff import grids, solvers
+    from jdiff.commands import evaluate
+    from jdiff.evaluation.evaluate import METRICS
+
+    words = lambda text: set(re.findall(r"[a-z_0-9]+", text))  # noqa: E731
+    assert words(options.SOLVERS) == set(solvers.BY_NAME)
+    assert set(grids.BY_NAME) <= words(options.GRIDS)
+    assert set(METRICS) <= words(evaluate.EXAMPLES)
+
+
 def test_the_npz_file(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
     given = np.asarray([0, 1, 0, 1], np.int32)

@@ -12,7 +12,7 @@ Trains the experiment that a config file describes. When it is done, the model i
 WORKDIR/report.html is written.
 
 Any field of the config can be overridden: --config.train.batch_size=64, --config.data.flip,
---noconfig.data.flip, --config.model.channel_mult=1,2,2, --config.optimizer.clip=None, or a whole
+--noconfig.data.flip, --config.model.multipliers=1,2,2, --config.optimizer.clip=None, or a whole
 section as JSON, --config.sampling.solver='{"name": "ddim", "eta": 0.5}'.
 
 The same command on the same directory resumes where training stopped, bit for bit. Ctrl-C and
@@ -29,6 +29,7 @@ WORKDIR then holds:
   metrics.jsonl, tb/            loss and speed, as JSON lines and for TensorBoard
   checkpoints/                  Orbax checkpoints: weights, averages, optimiser, data order
   samples/step_*.png            a picture of samples every config.train.sample_every steps
+  classifier.safetensors        the classifier of the real training split that judges samples
   evaluation.json, report.html  the figures, and everything on one page"""
 
 
