@@ -139,7 +139,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of printing the usage and leaving."""
-        raise UserError(f"{message.rstrip('.')}. See {self.prog} --help")
+        stop = "" if message.endswith(("?", ".")) else "."
+        raise UserError(f"{message}{stop} See {self.prog} --help")
 
     def refuse(self, word: str) -> NoReturn:
         """Says that a word is not known here, and which option may have been meant."""
