@@ -48,7 +48,8 @@ def dynamic_threshold(
 ) -> Threshold:
     """Clips x0 to its own `quantile` of |x0|, per sample, and scales that back to `limit`.
 
-    Nothing happens to a sample whose quantile is within the limit. Imagen's quantile is 0.995.
+    A sample whose quantile is within the limit is clipped to the limit and not scaled. Imagen's
+    quantile is 0.995.
 
     Raises:
       UserError: the quantile lies outside (0, 1], or the denoiser has no schedule.
