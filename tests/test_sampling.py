@@ -63,19 +63,26 @@ def test_ids_name_the_samples(ids):
     np.testing.assert_allclose(three, _eleven()[[9, 3, 9]], rtol=1e-5, atol=1e-6)
 
 
-def test_different_ids_keys_steps_and_leaves_have_different_noise():
+def test_different_ids_and_keys_have_different_noise():
     assert len(np.unique(_eleven())) == 33
     other = sample(jax.random.key(1), SHRINK, times=TIMES, solver=STOCHASTIC, shape=(3,), num=11)
     assert not np.isin(np.asarray(other), _eleven()).any()
-    tree = denoisers.function(
-        lambda x, t, cond: from_x0(EDM, x, jax.tree.map(lambda a: 0 * a, x), t), EDM
-    )
-    x0, path = sample(
-        KEY, tree, times=TIMES, solver=solvers.ddpm(), shape={"a": (3,), "b": (3,)},
-        observe=lambda x, t, p: p.eps,
+
+
+def test_every_step_and_leaf_has_fresh_standard_normal_noise():
+    """Where x0_hat = 0, DDPM's step is x_s = (s / t)^2 x_t + s sqrt(1 - (s / t)^2) z: find z."""
+    none = lambda x, t, cond: from_x0(EDM, x, jax.tree.map(jnp.zeros_like, x), t)  # noqa: E731
+    times = jnp.asarray([3.0, 2.0, 1.2, 0.8, 0.5])
+    end, path = sample(
+        KEY, none, times=times, solver=solvers.ddpm(), shape={"a": (3,), "b": (3,)}, num=1000,
+        schedule=EDM, observe=lambda x, t, p: x,
     )  # fmt: skip
-    noises = np.concatenate([np.asarray(path["a"]), np.asarray(path["b"])])
-    assert len(np.unique(noises)) == noises.size
+    x = np.stack([np.concatenate([path[k], end[k][None]]) for k in "ab"])  # [2, steps + 1, num, 3]
+    ratio = np.asarray(times[1:] / times[:-1])[:, None, None]
+    z = x[:, 1:] - ratio**2 * x[:, :-1]
+    z /= np.asarray(times[1:])[:, None, None] * np.sqrt(1 - ratio**2)
+    noises = np.concatenate([x[:, :1] / 3.0, z], 1).reshape(10, -1)  # the start's, then the steps'
+    np.testing.assert_allclose(np.cov(noises), np.eye(10), atol=5 / np.sqrt(3000))
 
 
 def test_four_devices_draw_the_same_samples_as_one():
