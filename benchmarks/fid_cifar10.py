@@ -98,7 +98,7 @@ def start_worker(weights: pathlib.Path) -> None:
 
     params = inception.load(weights)
     compute = jax.jit(inception.features)
-    features = lambda images: np.asarray(compute(params, images))  # noqa: E731
+    features = lambda images: np.asarray(compute(params, images))
 
 
 def chunk_moments(images: np.ndarray) -> Moments:

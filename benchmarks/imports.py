@@ -1,6 +1,6 @@
 """What `import jdiff` costs over `import jax, flax`, and that it loads nothing heavy.
 
-    python benchmarks/imports.py
+python benchmarks/imports.py
 """
 
 import argparse
@@ -32,7 +32,9 @@ def main() -> None:
         for statement in rivals:
             best[statement] = min(best[statement], seconds(statement))
     code = f"import jdiff, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
     ratio = best["import jdiff"] / best["import jax, flax"]
     table(
         "import",

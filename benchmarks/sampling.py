@@ -18,7 +18,7 @@ from jdiff import denoisers, grids, models, predictions, sample, schedules, solv
 
 def small_dit(batch: int, steps: int, rounds: int) -> float:
     """sample() over `steps` bare calls of the same network: a ratio."""
-    build = lambda rngs: models.DiT(  # noqa: E731
+    build = lambda rngs: models.DiT(
         in_channels=3, patch=2, width=192, depth=6, heads=3, num_classes=10, rngs=rngs
     )
     apply, params = models.init(build, jax.random.key(0))
@@ -49,7 +49,7 @@ def identity(steps: int, rounds: int) -> float:
     schedule = schedules.vp_linear()
     denoise = denoisers.function(lambda x, t, cond: predictions.Prediction(x, x), schedule)
     key, times = jax.random.key(0), grids.uniform(schedule, steps)
-    run = lambda n: sample(  # noqa: E731
+    run = lambda n: sample(
         key, denoise, shape=(8, 8, 1), num=1, solver=solvers.ddpm(), times=times[: n + 1]
     )
     # Two lengths, so that the cost of the call itself drops out.

@@ -36,5 +36,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.sampling.grid.update({"name": "trailing", "steps": 1000})
     c.sampling.threshold = "static"  # clip_denoised
     c.evaluation.num = 50_000
+    c.evaluation.reference = "train"
     c.evaluation.features = "inception"
     return c

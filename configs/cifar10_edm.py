@@ -32,5 +32,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.train.checkpoint_every = 5000
     c.sampling.grid.update({"name": "karras", "steps": 18})
     c.evaluation.num = 50_000
+    c.evaluation.reference = "train"
     c.evaluation.features = "inception"
     return c

@@ -49,14 +49,15 @@ def assess(
 ) -> dict[str, Any]:  # fmt: skip
     """Measures a run and writes evaluation.json; returns what it holds.
 
-    Samples are drawn with the labels in turn, so that the classes are balanced. They, as many
-    images of the training split (all, if it has fewer), and as many of noise are compared with the
-    held-out split. The classifier is trained once, on the training split.
+    Samples are drawn with the labels in turn, so that the classes are balanced. They, as many real
+    images (all, if there are fewer), and as many of noise are compared with the reference: the
+    held-out split, the real images then being of the training split, or the other way round
+    (config.evaluation.reference). The classifier is trained once, on the training split.
 
     Args:
       run: from `runs.load_run`.
       num: images to draw; config.evaluation.num unless given.
-      seed: of the samples, of the choice of training images, and of the noise.
+      seed: of the samples, of the choice of real images, and of the noise.
       batch: images drawn at a time; config.sampling.batch unless given.
       sampling: replaces entries of config.sampling, see `runs.sampler`.
       features: "classifier", "pixels", "inception" or "resnet50"; config.evaluation.features unless
@@ -93,14 +94,16 @@ def assess(
             judge = _classifier(run, train, seed)
         seconds = {"classifier": time.monotonic() - clock}
         drawing = _Timer()
-        floor = _part(train, num, seed)
+        reference, other = _sides(run)
+        real = {"held-out": test, "training": train}
+        floor = _part(real[other], num, seed)
         try:
             compared = evaluate(
                 drawing.around(_draw(run, num, seed, batch, sampling, tell)),
-                _batches(run, test, tell, "held-out images"),
+                _batches(run, real[reference], tell, f"{reference} images"),
                 features=extract or judge.features, metrics=wanted, seed=seed,
                 probabilities=judge and judge.probabilities,
-                training=_batches(run, floor, tell, "training images"),
+                training=_batches(run, floor, tell, f"{other} images"),
             )  # fmt: skip
         except ValueError as error:
             raise UserError(f"this cannot be evaluated: {error}") from error
@@ -110,7 +113,8 @@ def assess(
     result = {
         "settings": {
             "num": num, "seed": seed, "features": features, **generate.settings(run, sampling),
-            "training_images": len(floor), "held_out_images": compared["num_reference"],
+            "reference": reference, "reference_images": compared["num_reference"],
+            "floor": other, "floor_images": len(floor),
         },
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "metrics": _rows(compared["metrics"]),
@@ -155,16 +159,16 @@ def table(result: dict[str, Any]) -> Any:
     made = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, caption_justify="left")
     made.add_column("metric")
     made.add_column("samples", justify="right", style="bold")
-    made.add_column("training split\n(floor)", justify="right")
+    s, judged = result["settings"], result["classifier"]
+    made.add_column(f"{s['floor']} split\n(floor)", justify="right")
     made.add_column("noise\n(ceiling)", justify="right")
     made.add_column("better")
     for row in result["metrics"]:
         figures = [number(row[column]) for column in ("value", "floor", "ceiling")]
         made.add_row(row["name"], *figures, row["better"])
-    s, judged = result["settings"], result["classifier"]
     made.caption = (
-        f"{s['num']:,} samples, and {s['training_images']:,} training images, against "
-        f"{s['held_out_images']:,} held-out images; features: {s['features']}; "
+        f"{s['num']:,} samples, and {s['floor_images']:,} {s['floor']} images, against "
+        f"{s['reference_images']:,} {s['reference']} images; features: {s['features']}; "
         f"{result['seconds']['total']:.0f} s"
     )
     if judged:
@@ -172,6 +176,12 @@ def table(result: dict[str, Any]) -> Any:
         made.add_row("Intended class found", *map(percent, shares), "higher")
         made.caption += "\nclass found: the floor is that of held-out images, the ceiling chance"
     return made
+
+
+def _sides(run: runs.Run) -> tuple[str, str]:
+    """(what samples are compared with, the other real split, whose distance is the floor)."""
+    table = {"test": ("held-out", "training"), "train": ("training", "held-out")}
+    return table[choose("config.evaluation.reference", run.config.evaluation.reference, table)]
 
 
 def _extractor(features: str, run: runs.Run) -> Any:

@@ -85,7 +85,7 @@ def differences(a: ConfigDict, b: ConfigDict) -> list[str]:
     """One line for each field in which b differs from a: `train.steps: 100 -> 200`."""
     left, right = dict(fields(a)), dict(fields(b))
     names = [*left, *(name for name in right if name not in left)]
-    show = lambda tree, name: repr(tree[name]) if name in tree else "absent"  # noqa: E731
+    show = lambda tree, name: repr(tree[name]) if name in tree else "absent"
     return [
         f"{name}: {show(left, name)} -> {show(right, name)}"
         for name in names

@@ -137,7 +137,7 @@ class Mixture:
         t = broadcast_time(t, x)
         batch, n = len(t), len(self.log_weights)
         chunks = n // self.chunk
-        split = lambda a: a.reshape(chunks, self.chunk, *a.shape[1:])  # noqa: E731
+        split = lambda a: a.reshape(chunks, self.chunk, *a.shape[1:])
         log_w = self._selection(cond, batch).reshape(batch, chunks, self.chunk).swapaxes(0, 1)
 
         def chunk_terms(mean: PyTree, v: Array) -> tuple[Array, PyTree, PyTree]:
@@ -166,16 +166,16 @@ class Mixture:
                 alpha, sigma = s.alpha(t)[:, None], s.sigma(t)[:, None]
                 shrink = r / (alpha**2 * v + sigma**2)  # [B, C]
                 dims = ((1,), (0,))
-                dot = lambda w: jax.lax.dot_general(  # noqa: E731
+                dot = lambda w: jax.lax.dot_general(
                     w, m, (dims, ((), ())), precision=jax.lax.Precision.HIGHEST
                 )
-                mine = lambda w: expand(w.sum(1), x) * x  # noqa: E731
+                mine = lambda w: expand(w.sum(1), x) * x
                 x0_sum = dot(r - alpha**2 * v * shrink) + mine(alpha * v * shrink)
                 eps_sum = mine(sigma * shrink) - dot(sigma * alpha * shrink)
                 return expand(keep, x0) * x0 + x0_sum, expand(keep, eps) * eps + eps_sum
 
             both = schedule_map(accumulate, self.schedule, x, mean, x0, eps)
-            is_pair = lambda p: isinstance(p, tuple)  # noqa: E731
+            is_pair = lambda p: isinstance(p, tuple)
             x0, eps = (jax.tree.map(lambda p, i=i: p[i], both, is_leaf=is_pair) for i in (0, 1))
             return (new, keep * total + r.sum(1), x0, eps), None
 

@@ -21,7 +21,9 @@ def choose(what: str, given: str, allowed: Iterable[str]) -> str:
         return given
     near = difflib.get_close_matches(str(given), allowed, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"{what} {given!r} is not known.{hint} Allowed: {', '.join(allowed)}.")
+    raise UserError(
+        f"{what} {given!r} is not known.{hint} Allowed: {', '.join(allowed) or 'none'}."
+    )
 
 
 def call(what: str, table: Mapping[str, Callable[..., Any]], config: Mapping[str, Any]) -> Any:

@@ -83,6 +83,7 @@ def defaults() -> ml_collections.ConfigDict:
 
     c.evaluation = ml_collections.ConfigDict()
     c.evaluation.num = 1000  # generated images
+    c.evaluation.reference = "test"  # the split they are compared with; papers' FID: "train"
     c.evaluation.features = "pixels"  # classifier, pixels, inception or resnet50
     return c
 

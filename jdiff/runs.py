@@ -70,7 +70,7 @@ def load_run(
     config = read_config(workdir)
     ema = config.sampling.ema if ema is None else ema
     choose("ema", ema, [*config.ema, "params"])
-    described = describe(workdir)
+    described = read_description(workdir)
     if "data" not in described:
         raise UserError(f"{workdir}/run.json does not say what the data was: training never began.")
     info = Info(**{k: tuple(v) if isinstance(v, list) else v for k, v in described["data"].items()})
@@ -142,13 +142,23 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}.") from error
 
 
-def describe(workdir: pathlib.Path, **entries: Any) -> dict[str, Any]:
-    """Updates run.json with `entries` and returns all of it."""
+def read_description(workdir: pathlib.Path) -> dict[str, Any]:
+    """What run.json says of a run; nothing if there is none yet.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
     path = workdir / "run.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    known.update(entries)
-    replace_text(path, json.dumps(known, indent=2) + "\n")
-    return known
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}. Train again to write it anew.") from error
+
+
+def describe(workdir: pathlib.Path, **entries: Any) -> None:
+    """Updates run.json with `entries`."""
+    known = read_description(workdir) | entries
+    replace_text(workdir / "run.json", json.dumps(known, indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -102,7 +102,7 @@ def stream(
 
     for start in range(0, num, batch):
         take = jnp.minimum(jnp.arange(start, start + batch), num - 1)
-        pick = lambda a, take=take: a if batch == num else jnp.asarray(a)[take]  # noqa: E731
+        pick = lambda a, take=take: a if batch == num else jnp.asarray(a)[take]
         inputs = jax.tree.map(pick, (ids, x, cond))
         if sharding is not None:
             inputs = jax.device_put(inputs, sharding)
@@ -146,7 +146,7 @@ class _Shapes(tuple):
     @classmethod
     def of(cls, shape: PyTree) -> "_Shapes":
         """From a tuple of integers or a tree of such tuples."""
-        is_shape = lambda s: isinstance(s, tuple | list) and all(isinstance(n, int) for n in s)  # noqa: E731
+        is_shape = lambda s: isinstance(s, tuple | list) and all(isinstance(n, int) for n in s)
         leaves, treedef = jax.tree.flatten(shape, is_leaf=is_shape)
         if not leaves or not all(is_shape(leaf) for leaf in leaves):
             raise UserError(

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jdiff.errors import UserError
-from jdiff.pytree import Array, PyTree, prefix_map, static, struct
+from jdiff.pytree import Array, PyTree, is_concrete, prefix_map, static, struct
 
 
 class Schedule:
@@ -248,8 +248,16 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> EDM:
 
 
 def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> VPLinear:
-    """The variance-preserving SDE with linear beta (Song et al. 2021). t in [t_min, 1]."""
-    _ordered("vp_linear", "beta_min", beta_min, "beta_max", beta_max)
+    """The variance-preserving SDE with linear beta (Song et al. 2021). t in [t_min, 1].
+
+    Raises:
+      UserError: beta_min is not positive, or above beta_max.
+    """
+    if is_concrete((beta_min, beta_max)) and not 0 < beta_min <= beta_max:  # equal: constant beta
+        raise UserError(
+            f"vp_linear: beta_min={beta_min} and beta_max={beta_max} given; "
+            "allowed are 0 < beta_min <= beta_max."
+        )
     return VPLinear(beta_min, beta_max, t_min)
 
 

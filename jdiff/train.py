@@ -85,7 +85,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
     step_fn = steps.compile_step(
         steps.make_step(exp.loss, exp.optimizer, exp.averages, config.train.accumulate), mesh
     )
-    known = runs.describe(workdir)
+    known = runs.read_description(workdir)
     before = known.get("wall_seconds", 0.0)
     described = {
         "name": config.name, "versions": runs.versions(), "argv": sys.argv[1:],
@@ -159,6 +159,8 @@ def _loop(
         look(step)
         saved.save(state, checkpoints.as_json(feed.get_state()), step)
 
+    if done >= t.steps:
+        return state, loss, rate
     with logs.progress(console, t.steps, done) as tell:
         for step in range(done + 1, t.steps + 1):
             batch = next(feed)

@@ -1,12 +1,15 @@
-"""Shared by every test: four simulated CPU devices and one compilation cache."""
+"""Shared by every test: four simulated CPU devices, one compilation cache, a quick compiler."""
 
 import os
 import pathlib
 import tempfile
 
-import jax
+# Compilation dominates the suite: the compiler takes it easy (tests run little code), and what it
+# makes is shared by the workers and kept between runs.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
-# Compilation dominates the suite: the cache is shared by the workers and kept between runs.
+import jax  # noqa: E402, the flags are read at import
+
 _CACHE = pathlib.Path(os.environ.get("JDIFF_TEST_CACHE", tempfile.gettempdir())) / "jdiff-tests"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

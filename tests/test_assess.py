@@ -72,9 +72,10 @@ def test_figures_are_those_of_the_samples_and_the_splits(run):
         assert row["floor"] < row["ceiling"] and row["value"] < row["ceiling"]
     assert result["classifier"] is None
     settings = result["settings"]
-    assert (settings["num"], settings["training_images"], settings["held_out_images"]) == (
+    assert (settings["num"], settings["floor_images"], settings["reference_images"]) == (
         NUM, NUM, len(test)
     )  # fmt: skip
+    assert (settings["reference"], settings["floor"]) == ("held-out", "training")
     assert settings["guidance"]["scale"] == 1.5 and settings["step"] == 5
 
     assert json.loads((run.workdir / assess.FILE).read_text()) == result
@@ -183,7 +184,8 @@ def test_labels_in_turn():
 
 def test_the_table_of_a_result_without_figures():
     result = {
-        "settings": {"num": 8, "training_images": 8, "held_out_images": 8, "features": "pixels"},
+        "settings": {"num": 8, "floor": "training", "floor_images": 8, "reference": "held-out",
+                     "reference_images": 8, "features": "pixels"},
         "seconds": {"total": 1.0}, "classifier": None,
         "metrics": [{"key": "kernel", "name": "Kernel distance", "better": "lower", "about": "",
                      "value": 0.25, "floor": None, "ceiling": None}],

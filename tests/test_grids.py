@@ -108,7 +108,7 @@ def _half_even(p, q):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 50, 75, 149, 333, 999, 1000])
 def test_the_tables_spacings_follow_numpys_formulas_for_any_n(n):
-    index = lambda grid: (np.asarray(grid)[:-1] - 1).astype(int).tolist()  # noqa: E731
+    index = lambda grid: (np.asarray(grid)[:-1] - 1).astype(int).tolist()
     i = np.arange(n)[::-1]
     assert index(grids.leading(TABLE, n)) == (i * (1000 // n)).tolist()
     ups = [_half_even((n - j) * 1000, n) for j in range(n)]

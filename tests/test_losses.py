@@ -63,7 +63,7 @@ def test_at_the_optimum_the_loss_is_the_posterior_variance_times_the_weight(name
 def test_the_posterior_mean_minimises_every_parameterisations_loss(target):
     """Around it the loss is a parabola: no slope, and the curvature of the weight."""
     t, row = 0.7, parameterization(target)
-    loss = lambda shift: losses.denoising(  # noqa: E731
+    loss = lambda shift: losses.denoising(
         KEY, network(EDM, target, _posterior_mean(EDM), params=shift), _data(),
         distribution=fixed(t),
     ).mean()  # fmt: skip
@@ -81,11 +81,11 @@ def test_the_posterior_mean_minimises_every_parameterisations_loss(target):
 def test_a_weighting_makes_every_networks_loss_that_of_its_own_space(name, weight):
     """eps() on a v-network is L_simple of the eps-network with the same estimate and draws."""
     s, x0 = SCHEDULES[name](), _data(16)
-    guess = lambda params, x, t: 0.3 * x + 0.1  # noqa: E731
+    guess = lambda params, x, t: 0.3 * x + 0.1
 
     @jax.jit
     def every():
-        one = lambda target, w: losses.denoising(  # noqa: E731
+        one = lambda target, w: losses.denoising(
             KEY, network(s, target, guess), x0, weighting=w,
             distribution=lambda k, n, s: jax.random.uniform(k, (n,), minval=0.1, maxval=0.9),
         )  # fmt: skip
@@ -123,9 +123,7 @@ def test_flow_matching_is_the_squared_error_of_the_velocity_by_hand(name, target
     x0, eps = _data(5), jax.random.normal(jax.random.key(9), (5, 2))
     net = network(s, target, lambda params, x, t: jnp.sin(x))
     made = losses.flow_matching(KEY, net, x0, eps=eps, distribution=fixed(t))
-    path = lambda x0, eps: jax.jvp(  # noqa: E731
-        lambda t: s.alpha(t) * x0 + s.sigma(t) * eps, (t,), (1.0,)
-    )[1]
+    path = lambda x0, eps: jax.jvp(lambda t: s.alpha(t) * x0 + s.sigma(t) * eps, (t,), (1.0,))[1]
     x = corrupt(s, x0, eps, t)
     x0_hat = np.sin(x)
     eps_hat = (x - s.alpha(t) * x0_hat) / s.sigma(t)

@@ -36,7 +36,7 @@ def _textbook(target, s, t, x0, eps):
     if target == "score":  # of N(x; alpha x0, sigma^2) at x
         return -(x - a * x0) / b**2
     if target == "velocity":  # d x_t / dt at fixed endpoints
-        path = lambda u: s.alpha(u)[:, None] * x0 + s.sigma(u)[:, None] * eps  # noqa: E731
+        path = lambda u: s.alpha(u)[:, None] * x0 + s.sigma(u)[:, None] * eps
         return np.asarray(jax.jvp(path, (t,), (jnp.ones_like(t),))[1])
     if target == "edm":  # Karras et al. 2022, table 1, on x / alpha with sigma / alpha
         sigma, x = b / a, x / a
@@ -79,7 +79,7 @@ def test_an_error_in_the_output_is_minus_sigma_over_the_determinant_in_x0(target
     s, t, x0, eps = _draw("cosine")
     row = parameterization(target, sigma_data=SIGMA_DATA)
     x = corrupt(s, x0, eps, t)
-    x0_of = lambda f: row.prediction(s, f, x, t).x0  # noqa: E731
+    x0_of = lambda f: row.prediction(s, f, x, t).x0
     _, response = jax.jvp(x0_of, (x,), (jnp.ones_like(x),))
     same(response, jnp.broadcast_to((-s.sigma(t) / row.determinant(s, t))[:, None], x.shape))
 
@@ -161,7 +161,7 @@ def test_the_score_is_the_gradient_of_a_gaussians_log_density(name):
     m, v = 0.4, 0.3
     a, b = s.alpha(t)[:, None], s.sigma(t)[:, None]
     x0 = m + a * v / (a**2 * v + b**2) * (x - a * m)
-    log_p = lambda x: jax.scipy.stats.norm.logpdf(x, a * m, jnp.sqrt(a**2 * v + b**2)).sum()  # noqa: E731
+    log_p = lambda x: jax.scipy.stats.norm.logpdf(x, a * m, jnp.sqrt(a**2 * v + b**2)).sum()
     both = from_x0(s, x, x0, t)
     same(parameterization("score").target_of(s, *both, t), jax.grad(log_p)(x), 1e-7, 1e-9)
 
@@ -186,7 +186,7 @@ TREE = {"image": schedules.edm(), "audio": schedules.cosine()}
 @every_target
 def test_a_tree_of_schedules_gives_each_leaf_its_own(target):
     row, t = parameterization(target, time="t"), jnp.asarray([0.3, 0.6])
-    draw = lambda i, shape: jax.random.normal(jax.random.key(i), shape)  # noqa: E731
+    draw = lambda i, shape: jax.random.normal(jax.random.key(i), shape)
     x0 = {
         "image": draw(0, (2, 4, 4, 1)),
         "audio": {"left": draw(1, (2, 5)), "right": draw(2, (2, 5))},

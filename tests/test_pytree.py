@@ -78,7 +78,7 @@ def test_the_leaves_of_a_tree_have_independent_noise_of_their_dtype():
 
 def test_a_prefix_serves_the_leaves_below_it():
     x = {"a": jnp.ones(2), "b": (jnp.ones(2), {"c": jnp.ones(2)})}
-    is_leaf = lambda p: isinstance(p, str)  # noqa: E731
+    is_leaf = lambda p: isinstance(p, str)
     owner = prefix_map(lambda p, a, b: (p, a is b), {"a": "A", "b": "B"}, is_leaf, x, x)
     assert owner == {"a": ("A", True), "b": (("B", True), {"c": ("B", True)})}
     assert prefix_map(lambda p, a: p, "all", is_leaf, x)["b"][1]["c"] == "all"

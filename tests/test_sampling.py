@@ -71,7 +71,7 @@ def test_different_ids_and_keys_have_different_noise():
 
 def test_every_step_and_leaf_has_fresh_standard_normal_noise():
     """Where x0_hat = 0, DDPM's step is x_s = (s / t)^2 x_t + s sqrt(1 - (s / t)^2) z: find z."""
-    none = lambda x, t, cond: from_x0(EDM, x, jax.tree.map(jnp.zeros_like, x), t)  # noqa: E731
+    none = lambda x, t, cond: from_x0(EDM, x, jax.tree.map(jnp.zeros_like, x), t)
     times = jnp.asarray([3.0, 2.0, 1.2, 0.8, 0.5])
     end, path = sample(
         KEY, none, times=times, solver=solvers.ddpm(), shape={"a": (3,), "b": (3,)}, num=1000,
@@ -99,7 +99,7 @@ def test_four_devices_draw_the_same_samples_as_one():
 
 def test_the_start_is_sigma_times_normal_noise():
     """EDM starts from sigma_max eps, not sqrt(sigma_max^2 + 1) eps; rectified flow from eps."""
-    start = lambda x, t, p: x  # noqa: E731
+    start = lambda x, t, p: x
     for s, sigma in [(EDM, 80.0), (schedules.rectified_flow(), 1.0)]:
         denoise = denoisers.function(lambda x, t, c: Prediction(x, x), s)
         _, path = sample(
@@ -213,10 +213,10 @@ def test_the_last_short_batch_is_padded_and_not_compiled_anew():
 
 def test_a_vmap_over_keys_churn_or_beta_max_equals_the_loop():
     keys = jax.random.split(KEY, 3)
-    one = lambda key: sample(key, SHRINK, shape=(3,), times=TIMES, solver=STOCHASTIC)  # noqa: E731
+    one = lambda key: sample(key, SHRINK, shape=(3,), times=TIMES, solver=STOCHASTIC)
     np.testing.assert_allclose(jax.vmap(one)(keys), jnp.stack([one(k) for k in keys]), rtol=1e-5)
-    churn = lambda c: draw_with(solvers.edm(churn=c))  # noqa: E731
-    draw_with = lambda solver: sample(KEY, SHRINK, shape=(3,), times=TIMES, solver=solver)  # noqa: E731
+    churn = lambda c: draw_with(solvers.edm(churn=c))
+    draw_with = lambda solver: sample(KEY, SHRINK, shape=(3,), times=TIMES, solver=solver)
     many = jnp.asarray([0.0, 1.0, 3.0])
     np.testing.assert_allclose(
         jax.vmap(churn)(many), jnp.stack([churn(c) for c in many]), rtol=1e-4, atol=1e-5
@@ -254,7 +254,7 @@ def test_compiled_and_eager_agree(solver):
 @pytest.mark.parametrize("solver", solvers.BY_NAME)
 def test_a_half_precision_state_stays_so_while_the_prediction_is_float32(solver):
     x = jnp.ones((2, 3), jnp.bfloat16)
-    denoise = lambda x, t, c: SHRINK(x.astype(jnp.float32), t, c)  # noqa: E731
+    denoise = lambda x, t, c: SHRINK(x.astype(jnp.float32), t, c)
     made = sample(
         KEY, denoise, x=x, schedule=EDM, times=jnp.asarray([1.0, 0.5, 0.0]),
         solver=solvers.BY_NAME[solver](),

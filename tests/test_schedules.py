@@ -258,7 +258,7 @@ def test_a_vmapped_number_gives_the_loops_result():
 @x64
 def test_a_schedule_is_differentiable_in_its_numbers(make, value, t, what):
     t = 1.3 if what == "time" else t
-    f = lambda number: getattr(make(number), what)(jnp.asarray(t))  # noqa: E731
+    f = lambda number: getattr(make(number), what)(jnp.asarray(t))
     gradient = jax.grad(f)(value)
     np.testing.assert_allclose(gradient, _differences(f, value, 1e-4), rtol=1e-7)
     assert abs(float(gradient)) > 1e-6
@@ -291,7 +291,7 @@ def test_numpys_float64_times_are_taken_without_a_warning(make):
     ("make", "said"),
     [
         (lambda: schedules.edm(80.0, 0.002), r"edm: sigma_min=80.0 must be below sigma_max=0.002"),
-        (lambda: schedules.vp_linear(20.0, 0.1), r"beta_min=20.0 must be below beta_max=0.1"),
+        (lambda: schedules.vp_linear(20.0, 0.1), r"allowed are 0 < beta_min <= beta_max"),
         (lambda: schedules.cosine(20.0, -20.0), r"logsnr_min=20.0 must be below logsnr_max=-20.0"),
         (lambda: schedules.ddpm_linear(T=1), r"T=1 given; a table needs at least 2 steps"),
         (lambda: schedules.from_betas([0.1, 1.5]), r"betas\[1\]=1.5 given; allowed are 0 < beta"),

@@ -40,7 +40,7 @@ def final(workdir):
             saved.latest, args=ocp.args.Composite(state=ocp.args.StandardRestore())
         ).state
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    as_numpy = lambda a: jax.random.key_data(a) if jax.dtypes.issubdtype(  # noqa: E731
+    as_numpy = lambda a: jax.random.key_data(a) if jax.dtypes.issubdtype(
         getattr(a, "dtype", np.float32), jax.dtypes.prng_key) else a  # fmt: skip
     return {jax.tree_util.keystr(path): np.asarray(as_numpy(a)) for path, a in leaves}
 
@@ -77,6 +77,13 @@ def test_a_run_that_was_cut_in_two_ends_with_the_same_bits(straight, tmp_path):
     go(tiny(steps=3), tmp_path / "run")
     go(tiny(steps=6), tmp_path / "run")
     assert_same_bits(final(tmp_path / "run"), final(straight))
+
+
+def test_a_finished_run_is_left_as_it_is(straight):
+    before = {p: p.read_bytes() for p in (straight / "checkpoints").rglob("*") if p.is_file()}
+    assert go(tiny(), straight).step == 6
+    after = {p: p.read_bytes() for p in (straight / "checkpoints").rglob("*") if p.is_file()}
+    assert after == before
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(straight, tmp_path, monkeypatch):
@@ -153,6 +160,13 @@ def test_load_run_gives_the_trained_denoiser(straight):
 def test_load_run_names_what_is_not_there(straight, options, words):
     with pytest.raises(UserError, match=words):
         runs.load_run(straight, **options)
+
+
+def test_a_damaged_description_is_named(straight, tmp_path):
+    (tmp_path / "config.json").write_text((straight / "config.json").read_text())
+    (tmp_path / "run.json").write_text('{"data": {"name"')
+    with pytest.raises(UserError, match=r"run.json cannot be read"):
+        runs.load_run(tmp_path)
 
 
 def test_a_directory_that_is_no_run_is_named(tmp_path):

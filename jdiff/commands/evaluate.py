@@ -7,8 +7,9 @@ from jdiff.commands.options import add_sampling, add_workdir, choices, whole
 SUMMARY = "measure a run's samples against held-out images"
 DESCRIPTION = """\
 Draws images from the model of a run, as many of each class, and compares them with the held-out
-split. Each figure stands between that of the training split (as good as real images are: the floor
-of a distance) and that of noise (the ceiling). The result is written to evaluation.json in the run
+split (config.evaluation.reference: "train" compares with the training split, as papers' FID does).
+Each figure stands between that of the other real split (as good as real images are: the floor of a
+distance) and that of noise (the ceiling). The result is written to evaluation.json in the run
 directory, and `jdiff report` shows it."""
 EXAMPLES = """\
 examples:

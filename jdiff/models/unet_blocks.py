@@ -5,7 +5,6 @@ Sources: DDPM (Ho et al. 2020), DDPM++ and NCSN++ (Song et al. 2021) and ADM (Dh
 """
 
 import dataclasses
-import difflib
 import functools
 import math
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jdiff.errors import choose
 from jdiff.models import layers
 from jdiff.models.initializers import Init, kaiming_uniform, xavier_uniform, zeros
 from jdiff.models.layers import Conv, GroupNorm, Linear
@@ -77,11 +77,8 @@ STYLES: Mapping[str, Style] = {
 
 
 def named_style(name: str) -> Style:
-    """The entry of `STYLES`, or a ValueError that offers the nearest."""
-    if name not in STYLES:
-        close = difflib.get_close_matches(str(name), STYLES, n=1) or ["ddpmpp"]
-        raise ValueError(f"style={name!r} is none of {sorted(STYLES)}; did you mean {close[0]!r}?")
-    return STYLES[name]
+    """The entry of `STYLES`, or an error that offers the nearest."""
+    return STYLES[choose("UNet style", name, STYLES)]
 
 
 class Block(nnx.Module):

@@ -88,15 +88,13 @@ def _subtitle(facts: Facts) -> str:
 def _cards(facts: Facts) -> list[dict[str, str]]:
     """The figures at the top: label, value, and a word on it."""
     cards = []
-    add = lambda label, value, note="": cards.append(  # noqa: E731
-        {"label": label, "value": value, "note": note}
-    )
+    add = lambda label, value, note="": cards.append({"label": label, "value": value, "note": note})
     evaluation = facts.evaluation or {}
     for metric in evaluation.get("metrics", []):
         if metric["key"] == "frechet":
-            add(metric["name"], number(metric["value"]),
-                f"training split {number(metric.get('floor'))}, "
-                f"noise {number(metric.get('ceiling'))}")  # fmt: skip
+            floor, ceiling = number(metric.get("floor")), number(metric.get("ceiling"))
+            split = evaluation["settings"].get("floor", "real")
+            add(metric["name"], number(metric["value"]), f"{split} split {floor}, noise {ceiling}")
     classifier = evaluation.get("classifier")
     if classifier:
         add("Intended class found", percent(classifier["accuracy"]),
@@ -173,6 +171,7 @@ def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
     return {
         "rows": rows,
         "settings": _sentence(evaluation),
+        "floor": evaluation.get("settings", {}).get("floor", "real"),
         "classifier": classifier and {
             "accuracy": percent(classifier["accuracy"]),
             "test_accuracy": percent(classifier["test_accuracy"]),
@@ -198,6 +197,8 @@ def _sentence(evaluation: dict[str, Any]) -> str:
     """How the evaluated samples were drawn, in words."""
     s = evaluation.get("settings", {})
     words = [f"{number(s.get('num'))} samples"]
+    if "reference" in s:
+        words.append(f"against {number(s['reference_images'])} {s['reference']} images")
     if "step" in s:
         words.append(f"checkpoint {number(s['step'])}")
     if "ema" in s:

@@ -51,7 +51,7 @@ class DPMpp2M(Solver):
 
     def init(self, x: PyTree, times: Array) -> Any:
         """(previous x0, previous t, whether there is one)."""
-        blank = lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32))  # noqa: E731
+        blank = lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32))
         return jax.tree.map(blank, x), jnp.asarray(times)[0], jnp.asarray(False)
 
     def step(

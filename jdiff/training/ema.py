@@ -99,7 +99,7 @@ def build(config: Any, batch_size: int) -> dict[str, Average]:
 
 def start(averages: dict[str, Average], params: PyTree) -> dict[str, PyTree]:
     """Each average at the initial weights, in float32 and in buffers of its own."""
-    copy = lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32), copy=True)  # noqa: E731
+    copy = lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32), copy=True)
     return {name: jax.tree.map(copy, params) for name in averages}
 
 

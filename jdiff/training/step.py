@@ -67,7 +67,7 @@ def make_step(
         return jax.value_and_grad(lambda p: jnp.mean(loss(p, key, batch)))(params)
 
     def accumulated(params: PyTree, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
-        cut = lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1)  # noqa: E731
+        cut = lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1)
         keys = jax.random.split(key, accumulate)
 
         def add(total: PyTree, part: tuple) -> tuple[PyTree, None]:

@@ -162,7 +162,7 @@ def test_under_x_over_alpha_every_schedule_is_edms(solver, name):
 def test_a_straight_path_takes_one_step(name):
     """One data point: rectified flow's velocity is constant, so Euler and Heun are exact."""
     s, image = schedules.rectified_flow(), jnp.asarray([[0.3]])
-    denoise = lambda x, t, cond: from_x0(s, x, jnp.broadcast_to(image, x.shape), t)  # noqa: E731
+    denoise = lambda x, t, cond: from_x0(s, x, jnp.broadcast_to(image, x.shape), t)
     x, eps = 0.2 * image + 0.8 * 1.7, 1.7
     end, _ = _step(
         solvers.BY_NAME[name](), denoise_tree(denoise), s, x, jnp.asarray(0.8), jnp.asarray(0.3)

@@ -49,7 +49,7 @@ def test_accumulated_micro_batches_are_one_big_batch(parts):
 
 
 def test_each_step_draws_anew_and_a_step_is_a_function_of_its_number():
-    noise = lambda params, key, batch: jax.random.normal(key, (4,)) + 0 * params["w"][0]  # noqa: E731
+    noise = lambda params, key, batch: jax.random.normal(key, (4,)) + 0 * params["w"][0]
     optimizer = optax.sgd(0.0)
     run = step.make_step(noise, optimizer, {})
     state = step.start({"w": jnp.zeros(1)}, jax.random.key(0), optimizer, {})
