@@ -81,6 +81,21 @@ def from_json(text: str) -> ConfigDict:
     return ConfigDict(_tuples(tree)).lock()
 
 
+def completed(config: ConfigDict, defaults: ConfigDict, section: str = "config") -> ConfigDict:
+    """`config` with the fields it lacks taken from `defaults`: one written before they existed.
+
+    The open sections (see `OPEN`) are left as they are: their fields belong to what they name.
+    """
+    with config.unlocked():
+        for name, value in defaults.items():
+            inside = f"{section}.{name}"
+            if name not in config:
+                config[name] = value
+            elif isinstance(value, ConfigDict) and not _is_open(inside):
+                completed(config[name], value, inside)
+    return config
+
+
 def differences(a: ConfigDict, b: ConfigDict) -> list[str]:
     """One line for each field in which b differs from a: `train.steps: 100 -> 200`."""
     left, right = dict(fields(a)), dict(fields(b))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from jdiff import experiment
-from jdiff.config import differences, from_json, to_json
+from jdiff.config import completed, differences, from_json, to_json
 from jdiff.errors import UserError, choose
 from jdiff.pytree import Array, PyTree
 from jdiff.training import checkpoints
@@ -101,7 +101,7 @@ def sampler(run: Run, **choices: Any) -> tuple[Any, Any, Array]:
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config of a run directory.
+    """The config of a run directory, of this version or an earlier one.
 
     Raises:
       UserError: there is no run, or its config.json cannot be read.
@@ -110,7 +110,7 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     if not path.is_file():
         raise UserError(f"{workdir} is not a run directory (no config.json); train writes one.")
     try:
-        return from_json(path.read_text())
+        return completed(from_json(path.read_text()), experiment.defaults())
     except ValueError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 

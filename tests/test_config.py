@@ -4,7 +4,7 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from jdiff import config
+from jdiff import config, experiment
 from jdiff.errors import UserError
 
 FILE = """\
@@ -178,6 +178,20 @@ def test_json_keeps_empty_sections_and_unusual_numbers():
 def test_json_names_a_field_that_it_cannot_write():
     with pytest.raises(UserError, match=r"config\.train\.loss is <built-in"):
         config.to_json(ConfigDict({"train": {"loss": max}}))
+
+
+def test_a_config_of_an_earlier_version_gets_the_new_fields_and_keeps_its_own():
+    new = experiment.defaults()
+    old = config.from_json(config.to_json(new))
+    with old.unlocked():
+        del old.evaluation["reference"]
+        old.evaluation.num = 7
+        old.schedule = {"name": "cosine", "shift": 0.5}
+        del old.sampling["threshold"]
+    found = config.completed(old, new)
+    assert (found.evaluation.reference, found.evaluation.num) == ("test", 7)
+    assert found.schedule.to_dict() == {"name": "cosine", "shift": 0.5}
+    assert found.sampling.threshold is None
 
 
 def test_differences():
