@@ -69,8 +69,10 @@ def _errors(solver, schedule, scale, numbers_of_steps):
     for n in numbers_of_steps:
         sigmas = np.geomspace(START, END, n + 1)
         times = jnp.pad(at(schedule, sigmas), (0, MOST - n))
+        np.testing.assert_allclose(schedule.sigma_ratio(times[: n + 1]), sigmas, rtol=1e-9)
         x = jnp.asarray(X)[:, None] * schedule.alpha(times[0])
         end = _march(solver, denoise, schedule, x, times, n) / schedule.alpha(times[n])
+        print(f"n {n}: {x[:, 0]} -> {end[:, 0]}, reference {_reference(scale)}")
         found.append(np.abs(np.asarray(end)[:, 0] - _reference(scale)).max())
     return np.array(found)
 
