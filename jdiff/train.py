@@ -104,87 +104,129 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
             console.print(f"resuming {workdir} after step {restored.step}")
         done = int(state.step)
         draw = _drawer(exp, config, key_sample, info)
-        with logs.opened_metrics(workdir, done, before) as metrics:
-            outcome = "failed"
-            try:
-                state, loss, rate = _loop(
-                    config, workdir, console, state, feed, step_fn, split, exp, saved, metrics,
-                    draw, asked,
-                )  # fmt: skip
-                outcome = "finished"
-            except Stopped:
-                outcome = "stopped"
-                raise
-            finally:
-                seconds = before + time.time() - started
-                runs.describe(workdir, state=outcome, wall_seconds=round(seconds, 2))
-    return Result(int(state.step), loss, rate, seconds)
+        with (
+            logs.opened_metrics(workdir, done, before) as metrics,
+            _outcome(workdir, before, started),
+            logs.progress(console, config.train.steps, done) as tell,
+        ):
+            watch = _Watch(exp, metrics, saved, config.train.batch_size, done)
+            for step in range(done + 1, config.train.steps + 1):
+                batch = next(feed)
+                ids = batch.pop("id")
+                state, values = step_fn(state, jax.device_put(batch, split))
+                watch.add(step, ids, values)
+                due = _due(config.train, step, asked)
+                if due.log:
+                    watch.look(step)
+                    tell(step, f"loss {watch.loss:.4f}  {watch.rate:,.0f} images/s")
+                if due.save:
+                    watch.look(step)  # nothing that is not finite is saved
+                    saved.save(state, checkpoints.as_json(feed.get_state()), step)
+                if asked:
+                    saved.wait()
+                    raise Stopped(step, asked[0])
+                if due.samples:
+                    with watch.paused():
+                        _write_samples(workdir, metrics, step, draw(state))
+            saved.wait()
+    return Result(int(state.step), watch.loss, watch.rate, before + time.time() - started)
 
 
-def _loop(
-    config: Any, workdir: pathlib.Path, console: Any, state: steps.State, feed: Any, step_fn: Any,
-    split: Any, exp: experiment.Experiment, saved: checkpoints.Checkpoints, metrics: logs.Metrics,
-    draw: Any, asked: list[int],
-) -> tuple[steps.State, float, float]:  # fmt: skip
-    t = config.train
-    done = int(state.step)
-    pending: list[dict[str, Array]] = []  # metrics that the device may still be computing
-    ids: dict[int, Any] = {}  # of the batches since the last look
-    loss, rate = float("nan"), 0.0
-    clock, counted = time.time(), done
+@contextlib.contextmanager
+def _outcome(workdir: pathlib.Path, before: float, started: float) -> Iterator[None]:
+    """Notes in run.json how training ended, and how long the run has taken so far."""
+    state = "failed"
+    try:
+        yield
+        state = "finished"
+    except Stopped:
+        state = "stopped"
+        raise
+    finally:
+        seconds = before + time.time() - started
+        runs.describe(workdir, state=state, wall_seconds=round(seconds, 2))
 
-    def look(step: int) -> None:
-        """Fetches the pending metrics; stops if one of them is not finite."""
-        nonlocal loss, rate, clock, counted
-        if not pending:
+
+class _Due(NamedTuple):
+    """What is to be done after a step."""
+
+    log: bool
+    save: bool
+    samples: bool
+
+
+def _due(t: Any, step: int, asked: list[int]) -> _Due:
+    """By `config.train`; the last step, and a request to stop, are occasions too."""
+    last = step == t.steps
+    return _Due(
+        log=last or step % t.log_every == 0,
+        save=last or bool(asked) or step % t.checkpoint_every == 0,
+        samples=last or step % t.sample_every == 0,
+    )
+
+
+class _Watch:
+    """Looks at the metrics in batches, so that the device need not wait for the host.
+
+    Attributes:
+      loss: the mean since the look before.
+      rate: images a second since then, without compilation and pauses.
+    """
+
+    def __init__(
+        self, exp: experiment.Experiment, metrics: logs.Metrics, saved: checkpoints.Checkpoints,
+        batch_size: int, done: int,
+    ):  # fmt: skip
+        self._exp, self._metrics, self._saved = exp, metrics, saved
+        self._batch_size, self._first = batch_size, done + 1
+        self._pending: list[dict[str, Array]] = []  # what the device may still be computing
+        self._ids: dict[int, Any] = {}  # of the batches since the last look
+        self._clock, self._counted = time.time(), done
+        self.loss, self.rate = float("nan"), 0.0
+
+    def add(self, step: int, ids: Any, values: dict[str, Array]) -> None:
+        """A step was dispatched."""
+        self._ids[step] = ids
+        self._pending.append(values)
+        if step == self._first:  # compilation is not training speed
+            jax.block_until_ready(values)
+            self._clock, self._counted = time.time(), step
+
+    def look(self, step: int) -> None:
+        """Fetches and writes the metrics of the steps since the last look.
+
+        Raises:
+          Diverged: one of them is not finite.
+        """
+        if not self._pending:
             return
-        values = jax.device_get(pending)
+        values = jax.device_get(self._pending)
         bad = int(values[-1]["bad_step"])
         if bad >= 0:
-            raise Diverged(_diverged(bad, ids.get(bad), saved))
+            raise Diverged(_diverged(bad, self._ids.get(bad), self._saved))
         now = time.time()
-        rate = (step - counted) * t.batch_size / max(now - clock, 1e-9)
-        loss = float(sum(v["loss"] for v in values) / len(values))
-        norm = float(sum(v["grad_norm"] for v in values) / len(values))
-        learning_rate = float(exp.learning_rate(step - 1))
-        metrics.write(
+        self.rate = (step - self._counted) * self._batch_size / max(now - self._clock, 1e-9)
+        mean = lambda name: float(sum(v[name] for v in values) / len(values))
+        self.loss = mean("loss")
+        self._metrics.write(
             step,
-            {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate, "images_per_s": rate},
+            {
+                "loss": self.loss,
+                "grad_norm": mean("grad_norm"),
+                "learning_rate": float(self._exp.learning_rate(step - 1)),
+                "images_per_s": self.rate,
+            },
         )
-        pending.clear()
-        ids.clear()
-        clock, counted = now, step
+        self._pending.clear()
+        self._ids.clear()
+        self._clock, self._counted = now, step
 
-    def save(step: int) -> None:
-        look(step)
-        saved.save(state, checkpoints.as_json(feed.get_state()), step)
-
-    if done >= t.steps:
-        return state, loss, rate
-    with logs.progress(console, t.steps, done) as tell:
-        for step in range(done + 1, t.steps + 1):
-            batch = next(feed)
-            ids[step] = batch.pop("id")
-            state, values = step_fn(state, jax.device_put(batch, split))
-            pending.append(values)
-            if step == done + 1:  # compilation is not training speed
-                jax.block_until_ready(values)
-                clock, counted = time.time(), step
-            last = step == t.steps
-            if step % t.log_every == 0 or last:
-                look(step)
-                tell(step, f"loss {loss:.4f}  {rate:,.0f} images/s")
-            if step % t.checkpoint_every == 0 or last or asked:
-                save(step)
-            if asked:
-                saved.wait()
-                raise Stopped(step, asked[0])
-            if step % t.sample_every == 0 or last:
-                pause = time.time()
-                _write_samples(workdir, metrics, step, draw(state))
-                clock += time.time() - pause
-        saved.wait()
-    return state, loss, rate
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock of the rate."""
+        pause = time.time()
+        yield
+        self._clock += time.time() - pause
 
 
 def _drawer(exp: experiment.Experiment, config: Any, key: Array, info: Any) -> Any:

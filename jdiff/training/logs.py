@@ -74,7 +74,9 @@ def progress(console: Any, total: int, done: int) -> Iterator[Any]:
         TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, refresh_per_second=4) as bar:
-        task = bar.add_task("train", total=total, completed=done, text="compiling")
+        task = bar.add_task(
+            "train", total=total, completed=done, text="compiling" if done < total else ""
+        )
 
         def update(step: int, text: str) -> None:
             bar.update(task, completed=step, text=text)
