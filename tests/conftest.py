@@ -4,9 +4,10 @@ import os
 import pathlib
 import tempfile
 
-# Compilation dominates the suite: the compiler takes it easy (tests run little code), and what it
-# makes is shared by the workers and kept between runs.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# Compilation dominates the suite: the compiler takes it easy (tests run little code), one thread a
+# worker since the workers share the cores, and what it makes is kept between runs.
+_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 
 import jax  # noqa: E402, the flags are read at import
 
