@@ -21,8 +21,10 @@ from jdiff.training import ema, optimizers
 
 
 def defaults() -> ml_collections.ConfigDict:
-    """Every field of an experiment's config, with its default. Fields with a `name` choose a
-    function by name; their other entries are its arguments."""  # noqa: D205, D209
+    """Every field of an experiment's config, with its default.
+
+    Sections with a `name` choose a function by name; their other entries are its arguments.
+    """
     c = ml_collections.ConfigDict()
     c.name = ""  # of the experiment, for reports
     c.seed = 0
