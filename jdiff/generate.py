@@ -58,9 +58,6 @@ def in_turn(labels: list[int], num: int) -> np.ndarray:
 
 def settings(run: runs.Run, sampling: dict[str, Any] | None = None) -> dict[str, Any]:
     """The entries of config.sampling that are in force, and the weights, as plain JSON."""
-    found = json.loads(run.config.sampling.to_json())
-    for name, value in (sampling or {}).items():
-        merged = isinstance(value, dict) and "name" not in value
-        found[name] = {**found[name], **value} if merged else value
+    found = json.loads(runs.chosen(run.config, sampling or {}).sampling.to_json())
     kept = {name: found[name] for name in ("solver", "grid", "guidance", "threshold")}
     return {"step": run.step, "ema": run.ema, **kept}

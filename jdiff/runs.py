@@ -87,7 +87,18 @@ def sampler(run: Run, **choices: Any) -> tuple[Any, Any, Array]:
 
     >>> denoise, solver, times = runs.sampler(run, guidance={"scale": 3.0})
     """
-    config = run.config.copy_and_resolve_references()
+    return experiment.sampler(chosen(run.config, choices), run.denoiser, run.null)
+
+
+def chosen(config: ml_collections.ConfigDict, choices: dict[str, Any]) -> ml_collections.ConfigDict:
+    """A copy of `config` whose sampling section has `choices` in it.
+
+    A section is replaced by a dict with a "name", and updated by one without.
+
+    Raises:
+      UserError: a choice that is no entry of config.sampling.
+    """
+    config = config.copy_and_resolve_references()
     with config.unlocked():
         for name, value in choices.items():
             choose("sampling", name, config.sampling)
@@ -97,7 +108,7 @@ def sampler(run: Run, **choices: Any) -> tuple[Any, Any, Array]:
                 config.sampling[name] = ml_collections.ConfigDict(value)
             else:
                 config.sampling[name] = value
-    return experiment.sampler(config, run.denoiser, run.null)
+    return config
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:

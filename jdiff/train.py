@@ -262,8 +262,9 @@ def enable_cache(wanted: bool) -> None:
     """Keeps compiled programs in the cache folder, so that the next start is quick."""
     if not wanted or jax.config.jax_compilation_cache_dir:
         return
-    root = os.environ.get("JDIFF_CACHE", pathlib.Path.home() / ".cache" / "jdiff")
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(root) / "xla"))
+    from jdiff.data.prepare.packages import cache_root
+
+    jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

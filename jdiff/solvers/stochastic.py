@@ -32,11 +32,10 @@ class DDPM(Solver):
         def update(sched: Schedule, x0: Array, eps: Array, z: Array) -> Array:
             alpha_s, sigma_s, sigma_t = sched.alpha(s), sched.sigma(s), sched.sigma(t)
             # Posterior mean: alpha_s x0 + (alpha_t sigma_s^2 / (alpha_s sigma_t)) eps.
-            ratio = jnp.exp(
-                0.5 * (sched.logsnr(t) - sched.logsnr(s))
-            )  # alpha_t sigma_s / (alpha_s sigma_t)
+            gap = sched.logsnr(t) - sched.logsnr(s)
+            ratio = jnp.exp(0.5 * gap)  # alpha_t sigma_s / (alpha_s sigma_t)
             small = posterior_std(sched, t, s)  # of q(x_s | x_t, x0)
-            large = sigma_t * jnp.sqrt(1.0 - ratio**2)  # of q(x_t | x_s)
+            large = sigma_t * jnp.sqrt(-jnp.expm1(gap))  # of q(x_t | x_s)
             std = small ** (1.0 - self.variance) * large**self.variance
             return alpha_s * x0 + sigma_s * ratio * eps + jnp.where(sigma_s == 0, 0.0, std) * z
 
