@@ -1,4 +1,4 @@
-"""Training losses, unreduced: `[B]`, one number a sample, the mean over its dimensions.
+"""Denoising and flow matching: the squared error of one network output.
 
 A loss is the squared error of the network's own output, times a weight. The parameterisation says
 what the output is, the weighting what an error counts (see `weightings`), the distribution which
