@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jdiff.errors import UserError
 from jdiff.pytree import Array, static, struct
-from jdiff.schedules import Discrete, Schedule
+from jdiff.schedules import Schedule
 
 
 def unit(key: Array, n: int, stratified: bool) -> Array:
@@ -29,7 +29,7 @@ class Uniform:
     def __call__(self, key: Array, n: int, schedule: Schedule) -> Array:
         """t `[n]`."""
         u = unit(key, n, self.stratified)
-        if isinstance(schedule, Discrete):
+        if schedule.T is not None:
             return 1.0 + jnp.floor(u * schedule.T)
         # Off the ends: a float32 uniform is 0 once in 2^23 draws, and a weight at sigma = 0 is NaN.
         return schedule.t_min + _inside(u) * (schedule.t_max - schedule.t_min)

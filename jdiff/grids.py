@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jdiff.errors import UserError
 from jdiff.pytree import Array, PyTree, is_concrete
-from jdiff.schedules import Discrete, Schedule
+from jdiff.schedules import Schedule
 from jdiff.schedules import first as first_schedule
 
 
@@ -155,7 +155,7 @@ def _finite(s: Schedule, where: str, first: Any, last: Any) -> tuple[Array, Arra
 
 def _table(where: str, schedule: PyTree, n: int) -> int:
     s = _start(schedule, n)
-    if not isinstance(s, Discrete):
+    if s.T is None:
         raise UserError(
             f"{where}: spaces the steps of a discrete table (ddpm_linear), given "
             f"{type(s).__name__}; for a continuous schedule use grids.uniform."
