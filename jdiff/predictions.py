@@ -34,10 +34,16 @@ from jdiff.schedules import Schedule, is_schedule, schedule_map
 
 
 class Prediction(NamedTuple):
-    """Both endpoints of the path given x_t: what every denoiser returns. Trees like x."""
+    """Both endpoints of the path given x_t: what every denoiser returns. Trees like x.
+
+    A network that learned the variance of the reverse step says it too, entry by entry, as the
+    share of the way in log from the posterior's (0) to beta (1): Nichol and Dhariwal 2021,
+    equation 15. Guidance leaves it as the conditional network gave it.
+    """
 
     x0: PyTree
     eps: PyTree
+    variance: PyTree = None
 
 
 def corrupt(schedule: PyTree, x0: PyTree, eps: PyTree, t: Array) -> PyTree:
@@ -56,7 +62,7 @@ def endpoint_velocity(schedule: PyTree, prediction: Prediction, t: Array) -> PyT
         d_alpha, d_sigma = s.rates(t)
         return expand(d_alpha, x0) * x0 + expand(d_sigma, eps) * eps
 
-    return schedule_map(mix, schedule, *prediction)
+    return schedule_map(mix, schedule, prediction.x0, prediction.eps)
 
 
 def from_x0(schedule: PyTree, x: PyTree, x0: PyTree, t: Array) -> Prediction:
@@ -99,11 +105,14 @@ class Parameterization:
       target: "x0", "eps", "v", "score", "velocity" or "edm".
       time: what the network is told of the time: "t", "t1000", "step", "log_sigma" or "logsnr".
       sigma_data: the data's standard deviation (for "edm" alone).
+      variance: "fixed", or "learned_range": the network has twice the channels, of which the second
+        half v in [-1, 1] says the reverse step's variance (iDDPM).
     """
 
     target: str = static()
     time: str = static("t")
     sigma_data: float = 0.5
+    variance: str = static("fixed")
 
     def row(self, schedule: Schedule, t: Array) -> tuple[Array, Array]:
         """(r0, r1): the network's output is F = r0 x0 + r1 eps. Shapes of t."""
@@ -134,8 +143,27 @@ class Parameterization:
 
         return schedule_map(mix, schedule, x0, eps)
 
+    def split(self, output: PyTree) -> tuple[PyTree, PyTree]:
+        """(F, the learned variance as in `Prediction`, or None) of the network's output.
+
+        Raises:
+          UserError: a learned variance with an odd number of channels.
+        """
+        if self.variance == "fixed":
+            return output, None
+        for path, leaf in jax.tree_util.tree_leaves_with_path(output):
+            if leaf.shape[-1] % 2:
+                raise UserError(
+                    f"parameterization variance='learned_range': output{jax.tree_util.keystr(path)}"
+                    f" has {leaf.shape[-1]} channels; twice those of the image are needed "
+                    "(config.model.out_channels)."
+                )
+        halves = [jax.tree.map(lambda a, i=i: jnp.split(a, 2, -1)[i], output) for i in (0, 1)]
+        return halves[0], jax.tree.map(lambda v: 0.5 * (v + 1.0), halves[1])
+
     def prediction(self, schedule: PyTree, output: PyTree, x: PyTree, t: Array) -> Prediction:
-        """Both endpoints from the network's output F at x_t = x: the table inverted."""
+        """Both endpoints from the network's output at x_t = x: the table inverted."""
+        output, variance = self.split(output)
 
         def x0(s: Schedule, x: Array, f: Array) -> Array:
             _, r1 = self.row(s, t)
@@ -148,19 +176,19 @@ class Parameterization:
             return expand(s.alpha(t) / det, f) * f - expand(r0 / det, x) * x
 
         return Prediction(
-            schedule_map(x0, schedule, x, output), schedule_map(eps, schedule, x, output)
+            schedule_map(x0, schedule, x, output), schedule_map(eps, schedule, x, output), variance
         )
 
 
 def parameterization(
-    target: str, time: str | None = None, sigma_data: float = 0.5
+    target: str, time: str | None = None, sigma_data: float = 0.5, variance: str = "fixed"
 ) -> Parameterization:
     """A parameterisation by name (see `Parameterization`).
 
     `time` is "log_sigma" for "edm" and "t" otherwise if not given.
 
     Raises:
-      UserError: an unknown target or time, with the nearest name.
+      UserError: an unknown target, time or variance, with the nearest name.
     """
     choose("parameterization target", target, _ROWS)
     time = choose(
@@ -168,7 +196,8 @@ def parameterization(
     )
     if isinstance(sigma_data, int | float) and not sigma_data > 0:
         raise UserError(f"parameterization: sigma_data={sigma_data} given; it must be positive.")
-    return Parameterization(target, time, sigma_data)
+    choose("parameterization variance", variance, ("fixed", "learned_range"))
+    return Parameterization(target, time, sigma_data, variance)
 
 
 def convert(
@@ -176,7 +205,8 @@ def convert(
     x: PyTree, t: Array,
 ) -> PyTree:  # fmt: skip
     """One parameterisation's output as another's, e.g. a v-prediction as a score."""
-    return to.target_of(schedule, *source.prediction(schedule, value, x, t), t)
+    prediction = source.prediction(schedule, value, x, t)
+    return to.target_of(schedule, prediction.x0, prediction.eps, t)
 
 
 def _scale(schedule: Schedule, t: Array, sigma_data: Array) -> Array:

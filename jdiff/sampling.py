@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jdiff import grids
 from jdiff.denoisers import as_denoiser, schedule_of
 from jdiff.errors import UserError
+from jdiff.noise import Fresh, Noise
 from jdiff.predictions import Prediction
-from jdiff.pytree import Array, PyTree, noise_like
+from jdiff.pytree import Array, PyTree, is_concrete, noise_like
 from jdiff.schedules import schedule_map
 from jdiff.solvers import Solver, heun
 
@@ -24,6 +25,7 @@ def sample(
     cond: PyTree = None, schedule: PyTree = None, solver: Solver | None = None,
     x: PyTree = None, ids: Array | None = None, batch: int | None = None,
     observe: Observe | None = None, sharding: jax.sharding.Sharding | None = None,
+    noise: Noise | None = None,
 ) -> PyTree:  # fmt: skip
     """Draws samples by stepping a solver from noise to data.
 
@@ -48,6 +50,7 @@ def sample(
       observe: `observe(x, t, prediction)` at the start of each step; what it returns is stacked.
         It is static: a new function (a new lambda, too) compiles anew.
       sharding: how a batch is laid out over devices, e.g. NamedSharding(mesh, P("data")).
+      noise: what a stochastic solver draws from: `noise.fresh()` unless given.
 
     Returns:
       The samples `[num, ...]`; with `observe`, (samples, trajectory `[n, num, ...]`).
@@ -63,6 +66,7 @@ def sample(
         stream(
             key, denoiser, times=times, shape=shape, num=num, cond=cond, schedule=schedule,
             solver=solver, x=x, ids=ids, batch=batch, observe=observe, sharding=sharding,
+            noise=noise,
         )
     )  # fmt: skip
     if len(parts) == 1:
@@ -81,6 +85,7 @@ def stream(
     cond: PyTree = None, schedule: PyTree = None, solver: Solver | None = None,
     x: PyTree = None, ids: Array | None = None, batch: int | None = None,
     observe: Observe | None = None, sharding: jax.sharding.Sharding | None = None,
+    noise: Noise | None = None,
 ) -> Iterator[PyTree]:  # fmt: skip
     """`sample`, a batch at a time: yields what `sample` would concatenate.
 
@@ -89,7 +94,10 @@ def stream(
     denoiser = as_denoiser(denoiser)
     schedule = schedule_of(denoiser, schedule)
     solver = heun() if solver is None else solver
+    noise = Fresh() if noise is None else noise
     times = grids.check(times, schedule)
+    if is_concrete((times, schedule, solver)):
+        solver.check(schedule, times)
     ids = None if ids is None else jnp.asarray(ids)
     num = _number(num, x=x, ids=ids, cond=cond)
     if x is None and shape is None:
@@ -106,7 +114,9 @@ def stream(
         inputs = jax.tree.map(pick, (ids, x, cond))
         if sharding is not None:
             inputs = jax.device_put(inputs, sharding)
-        out = _run(key, *inputs, denoiser, schedule, solver, times, shapes=shapes, observe=observe)
+        out = _run(
+            key, *inputs, denoiser, schedule, solver, times, noise, shapes=shapes, observe=observe
+        )
         keep = min(batch, num - start)
         yield out if keep == batch else _first(out, keep, observe is not None)
 
@@ -114,19 +124,21 @@ def stream(
 @partial(jax.jit, static_argnames=("shapes", "observe"))
 def _run(
     key: Array, ids: Array, x: PyTree, cond: PyTree, denoiser: Any, schedule: PyTree,
-    solver: Solver, times: Array, *, shapes: "_Shapes | None", observe: Observe | None,
+    solver: Solver, times: Array, noise: Noise, *, shapes: "_Shapes | None",
+    observe: Observe | None,
 ) -> PyTree:  # fmt: skip
     """One batch, one program: the initial noise and the scan over the grid."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
     if x is None:
-        z = noise_like(_step_keys(keys, 0), shapes.batch(len(ids)))
+        start = jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
+        z = noise_like(start, shapes.batch(len(ids)))
         x = schedule_map(lambda s, z: (s.sigma(times[0]) * z).astype(z.dtype), schedule, z)
 
     def body(carry: tuple, step: tuple) -> tuple:
         x, memory = carry
         i, t, s = step
         x_next, memory, prediction = solver.step(
-            denoiser, schedule, x, memory, t, s, _step_keys(keys, i + 1), cond
+            denoiser, schedule, x, memory, t, s, noise.at(keys, i + 1), cond
         )
         x_next = jax.tree.map(lambda new, old: new.astype(old.dtype), x_next, x)
         return (x_next, memory), None if observe is None else observe(x, t, prediction)
@@ -134,10 +146,6 @@ def _run(
     steps = (jnp.arange(len(times) - 1), times[:-1], times[1:])
     (x, _), trajectory = jax.lax.scan(body, (x, solver.init(x, times)), steps)
     return x if observe is None else (x, trajectory)
-
-
-def _step_keys(keys: Array, step: Array | int) -> Array:
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, step)
 
 
 class _Shapes(tuple):

@@ -44,7 +44,7 @@ def test_exact_is_the_softmax_average_of_the_images_at_any_chunk(name, chunk):
     t = at(s, [0.05, 0.3, 1.0, 20.0])
     eps = np.random.default_rng(1).normal(size=(4, 4, 4, 1)).astype(np.float32)
     x = np.asarray(corrupt(s, images[:4], eps, t))
-    x0, eps_hat = _call(denoisers.exact(images, s, chunk=chunk), x, t, {})
+    x0, eps_hat, _ = _call(denoisers.exact(images, s, chunk=chunk), x, t, {})
     expected = _brute_force(x, t, images, s)
     np.testing.assert_allclose(x0, expected, atol=2e-5)
     sigma = np.asarray(s.sigma(t), float)[:, None, None, None]
@@ -121,7 +121,7 @@ def test_the_mixtures_eps_is_minus_sigma_times_the_score(name):
     x = np.linspace(-2, 2, 7)[:, None] * (a + b)[:, None]
     for label in (0, 1, 2):  # 2 is the null label
         cond = {"label": np.full(7, label)}
-        x0, eps = (np.asarray(p)[:, 0] for p in _call(denoise, x, t, cond))
+        x0, eps = (np.asarray(p)[:, 0] for p in _call(denoise, x, t, cond)[:2])
         by_autodiff = -b * np.asarray(_score(x, denoise, t, cond))[:, 0]
         np.testing.assert_allclose(eps, by_autodiff, rtol=1e-7, atol=1e-9)
         chosen = None if label == 2 else label
@@ -212,7 +212,7 @@ def test_a_network_that_outputs_the_exact_target_is_the_exact_denoiser(name, tar
         assert key is None
         t = s.time(c_noise)
         c_in = row.scale_input(s, jnp.ones_like(scaled), t)
-        return params * row.target_of(s, *exact(scaled / c_in, t), t)
+        return params * row.target_of(s, *exact(scaled / c_in, t)[:2], t)
 
     t = at(s, [0.1, 1.0, 3.0])
     x = jnp.asarray([[0.3], [-1.0], [2.0]])

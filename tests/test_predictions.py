@@ -71,7 +71,7 @@ def test_a_perfect_output_gives_back_both_endpoints(target, name):
 def test_any_output_at_all_gives_endpoints_that_mix_to_x(target, name):
     s, t, x, output = _draw(name)
     row = parameterization(target, sigma_data=SIGMA_DATA)
-    same(corrupt(s, *row.prediction(s, output, x, t), t), x, 1e-6, 1e-7)
+    same(corrupt(s, *row.prediction(s, output, x, t)[:2], t), x, 1e-6, 1e-7)
 
 
 @every_target
@@ -163,7 +163,7 @@ def test_the_score_is_the_gradient_of_a_gaussians_log_density(name):
     x0 = m + a * v / (a**2 * v + b**2) * (x - a * m)
     log_p = lambda x: jax.scipy.stats.norm.logpdf(x, a * m, jnp.sqrt(a**2 * v + b**2)).sum()
     both = from_x0(s, x, x0, t)
-    same(parameterization("score").target_of(s, *both, t), jax.grad(log_p)(x), 1e-7, 1e-9)
+    same(parameterization("score").target_of(s, *both[:2], t), jax.grad(log_p)(x), 1e-7, 1e-9)
 
 
 @every_schedule
@@ -171,7 +171,7 @@ def test_from_x0_keeps_x0_and_mixes_back_to_x(name):
     s, t, x0, x = _draw(name)
     both = from_x0(s, x, x0, t)
     assert both.x0 is x0
-    same(corrupt(s, *both, t), x, 1e-4, 1e-4)
+    same(corrupt(s, *both[:2], t), x, 1e-4, 1e-4)
 
 
 def test_corrupt_takes_one_time_for_all_or_one_a_sample():
@@ -249,3 +249,18 @@ def test_integer_steps_in_bfloat16_are_not_rounded_away():
 def test_an_unknown_parameterisation_is_refused_with_the_nearest(arguments, said):
     with pytest.raises(UserError, match=said):
         parameterization(*arguments)
+
+
+def test_a_learned_variance_is_split_off_the_output_and_told_as_a_share():
+    """Second half of the channels, v in [-1, 1] -> [0, 1]; the first half is F as ever."""
+    row, s = parameterization("eps", variance="learned_range"), schedules.vp_linear()
+    x, t = jnp.ones((2, 4, 4, 3)), jnp.asarray([0.3, 0.6])
+    f, v = 0.5 * x, jnp.full_like(x, -0.5)
+    told = row.prediction(s, jnp.concatenate([f, v], -1), x, t)
+    plain = parameterization("eps").prediction(s, f, x, t)
+    np.testing.assert_array_equal(told.eps, plain.eps)
+    np.testing.assert_array_equal(told.x0, plain.x0)
+    np.testing.assert_allclose(told.variance, 0.25)
+    assert plain.variance is None
+    with pytest.raises(ValueError, match="learned_range.*3 channels"):
+        row.split(x)

@@ -180,7 +180,7 @@ def test_the_given_schedule_comes_before_the_denoisers_own():
     twice = schedules.vp_linear()
     x = sample(KEY, SHRINK, x=jnp.ones((1, 1)), schedule=twice, times=jnp.asarray([0.5, 0.25]),
                solver=solvers.ddim())  # fmt: skip
-    x0, eps = SHRINK(jnp.ones((1, 1)), jnp.asarray([0.5]))
+    x0, eps, _ = SHRINK(jnp.ones((1, 1)), jnp.asarray([0.5]))
     np.testing.assert_allclose(x, twice.alpha(0.25) * x0 + twice.sigma(0.25) * eps, rtol=1e-5)
 
 

@@ -3,9 +3,9 @@
 Who lives here: the steps of ODE and SDE samplers, one family a file. A solver is
 
     memory = solver.init(x, times)
-    x, memory, prediction = solver.step(denoise, schedule, x, memory, t, s, keys, cond)
+    x, memory, prediction = solver.step(denoise, schedule, x, memory, t, s, noise, cond)
 
-from time t to the smaller time s: t and s are scalars, keys `[B]` (one a sample, fresh each step),
+from time t to the smaller time s: t and s are scalars, `noise` is the step's own (jdiff.noise),
 and `prediction` is the denoiser's at (x, t), for who observes. A solver states its `order` (of the
 global error on the ODE) and `evaluations`, the denoiser calls of a full step. A step that ends at
 the data (sigma = 0) returns the predicted x0 exactly, adds no noise and evaluates nothing there.

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
+from jdiff.noise import Noise
 from jdiff.predictions import Prediction
 from jdiff.pytree import Array, PyTree
 from jdiff.schedules import first
@@ -15,15 +16,22 @@ class Solver:
     order: ClassVar[int]
     evaluations: ClassVar[int]
 
+    def check(self, schedule: PyTree, times: Array) -> None:
+        """Raises a UserError if the solver cannot serve this schedule or grid. Values are known."""
+
+    def count(self, steps: int) -> int:
+        """The denoiser calls of so many steps, the last of which ends at the data."""
+        return (steps - 1) * self.evaluations + 1
+
     def init(self, x: PyTree, times: Array) -> Any:
         """What the solver remembers between steps, before the first."""
         return ()
 
     def step(
         self, denoise: Any, schedule: PyTree, x: PyTree, memory: Any, t: Array, s: Array,
-        keys: Array, cond: PyTree,
+        noise: Noise, cond: PyTree,
     ) -> tuple[PyTree, Any, Prediction]:  # fmt: skip
-        """From x at time t to the smaller time s."""
+        """From x at time t to the smaller time s, with the step's own `noise`."""
         raise NotImplementedError  # abstract
 
 

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from jdiff.errors import UserError
+from jdiff.noise import Noise
 from jdiff.predictions import Prediction
-from jdiff.pytree import Array, PyTree, broadcast_time, noise_like, struct
+from jdiff.pytree import Array, PyTree, broadcast_time, struct
 from jdiff.schedules import Schedule, schedule_map
 from jdiff.solvers.base import Solver, safe_ratio
 
@@ -23,7 +24,7 @@ class DDIM(Solver):
 
     def step(
         self, denoise: Any, schedule: PyTree, x: PyTree, memory: Any, t: Array, s: Array,
-        keys: Array, cond: PyTree,
+        noise: Noise, cond: PyTree,
     ) -> tuple[PyTree, Any, Prediction]:  # fmt: skip
         """Equation 12 of Song et al. 2021: alpha_s x0 + sqrt(sigma_s^2 - std^2) eps + std z."""
         prediction = denoise(x, broadcast_time(t, x), cond)
@@ -36,10 +37,11 @@ class DDIM(Solver):
 
         z = jax.lax.cond(
             jnp.any(self.eta > 0),  # the deterministic sampler draws nothing
-            lambda: noise_like(keys, x),
+            lambda: noise.between(x, t, s),
             lambda: jax.tree.map(jnp.zeros_like, x),
         )
-        return schedule_map(update, schedule, *prediction, z), memory, prediction
+        x_next = schedule_map(update, schedule, prediction.x0, prediction.eps, z)
+        return x_next, memory, prediction
 
 
 @struct
@@ -56,7 +58,7 @@ class DPMpp2M(Solver):
 
     def step(
         self, denoise: Any, schedule: PyTree, x: PyTree, memory: Any, t: Array, s: Array,
-        keys: Array, cond: PyTree,
+        noise: Noise, cond: PyTree,
     ) -> tuple[PyTree, Any, Prediction]:  # fmt: skip
         """Algorithm 2 of Lu et al. 2022 (2211.01095), with lambda = log(alpha / sigma)."""
         prediction = denoise(x, broadcast_time(t, x), cond)

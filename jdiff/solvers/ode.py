@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jdiff.noise import Noise
 from jdiff.predictions import Prediction, endpoint_velocity
 from jdiff.pytree import Array, PyTree, broadcast_time, struct
 from jdiff.schedules import Schedule, schedule_map
@@ -24,7 +25,7 @@ class Euler(Solver):
 
     def step(
         self, denoise: Any, schedule: PyTree, x: PyTree, memory: Any, t: Array, s: Array,
-        keys: Array, cond: PyTree,
+        noise: Noise, cond: PyTree,
     ) -> tuple[PyTree, Any, Prediction]:  # fmt: skip
         """x + (s - t) dx/dt."""
         prediction = denoise(x, broadcast_time(t, x), cond)
@@ -41,7 +42,7 @@ class Heun(Solver):
 
     def step(
         self, denoise: Any, schedule: PyTree, x: PyTree, memory: Any, t: Array, s: Array,
-        keys: Array, cond: PyTree,
+        noise: Noise, cond: PyTree,
     ) -> tuple[PyTree, Any, Prediction]:  # fmt: skip
         """The trapezoidal rule on dx/dt."""
         x_next, prediction = heun_update(denoise, schedule, x, t, s, cond)

@@ -2,11 +2,13 @@
 
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 
 from jdiff.errors import UserError
+from jdiff.noise import Noise
 from jdiff.predictions import Prediction
-from jdiff.pytree import Array, PyTree, broadcast_time, noise_like, struct
+from jdiff.pytree import Array, PyTree, broadcast_time, struct
 from jdiff.schedules import Schedule, first, schedule_map
 from jdiff.solvers.base import Solver
 from jdiff.solvers.exponential import posterior_std
@@ -24,22 +26,27 @@ class DDPM(Solver):
 
     def step(
         self, denoise: Any, schedule: PyTree, x: PyTree, memory: Any, t: Array, s: Array,
-        keys: Array, cond: PyTree,
+        noise: Noise, cond: PyTree,
     ) -> tuple[PyTree, Any, Prediction]:  # fmt: skip
         """Equations 6 and 7 of Ho et al. 2020, for any two times."""
         prediction = denoise(x, broadcast_time(t, x), cond)
 
-        def update(sched: Schedule, x0: Array, eps: Array, z: Array) -> Array:
+        def update(sched: Schedule, x0: Array, eps: Array, z: Array, v: Array) -> Array:
             alpha_s, sigma_s, sigma_t = sched.alpha(s), sched.sigma(s), sched.sigma(t)
             # Posterior mean: alpha_s x0 + (alpha_t sigma_s^2 / (alpha_s sigma_t)) eps.
             gap = sched.logsnr(t) - sched.logsnr(s)
             ratio = jnp.exp(0.5 * gap)  # alpha_t sigma_s / (alpha_s sigma_t)
             small = posterior_std(sched, t, s)  # of q(x_s | x_t, x0)
             large = sigma_t * jnp.sqrt(-jnp.expm1(gap))  # of q(x_t | x_s)
-            std = small ** (1.0 - self.variance) * large**self.variance
+            std = small ** (1.0 - v) * large**v
             return alpha_s * x0 + sigma_s * ratio * eps + jnp.where(sigma_s == 0, 0.0, std) * z
 
-        return schedule_map(update, schedule, *prediction, noise_like(keys, x)), memory, prediction
+        z = noise.between(x, t, s)
+        v = prediction.variance  # learned, where the network says one
+        if v is None:
+            v = jax.tree.map(lambda _: self.variance, prediction.x0)
+        x_next = schedule_map(update, schedule, prediction.x0, prediction.eps, z, v)
+        return x_next, memory, prediction
 
 
 @struct
@@ -49,7 +56,7 @@ class EDMChurn(Solver):
     churn: Array | float
     s_min: Array | float
     s_max: Array | float
-    noise: Array | float
+    s_noise: Array | float
 
     order: ClassVar[int] = 2
     evaluations: ClassVar[int] = 2
@@ -60,7 +67,7 @@ class EDMChurn(Solver):
 
     def step(
         self, denoise: Any, schedule: PyTree, x: PyTree, memory: Any, t: Array, s: Array,
-        keys: Array, cond: PyTree,
+        noise: Noise, cond: PyTree,
     ) -> tuple[PyTree, Any, Prediction]:  # fmt: skip
         """Algorithm 2 of Karras et al. 2022, in sigma / alpha for any schedule."""
         sched = first(schedule)
@@ -75,9 +82,9 @@ class EDMChurn(Solver):
             # sigma_hat^2 - (scale sigma)^2 as a product: a difference rounds to noise at churn 0.
             gap = jnp.where(same, 0.0, sched.logsnr(t) - sched.logsnr(t_hat))
             added = scale * sched.sigma(t) * jnp.sqrt(jnp.maximum(jnp.expm1(gap), 0.0))
-            return scale * x + added * self.noise * z
+            return scale * x + added * self.s_noise * z
 
-        x_hat = schedule_map(raise_noise, schedule, x, noise_like(keys, x))
+        x_hat = schedule_map(raise_noise, schedule, x, noise.free(x))
         x_next, prediction = heun_update(denoise, schedule, x_hat, t_hat, s, cond)
         return x_next, memory, prediction
 
@@ -87,7 +94,8 @@ def ddpm(variance: Array | float = 0.0) -> DDPM:
 
     Args:
       variance: 0 is the posterior's ("fixedsmall"), 1 is beta ("fixedlarge"), values between
-        interpolate their logarithms (Nichol and Dhariwal 2021, equation 15).
+        interpolate their logarithms (Nichol and Dhariwal 2021, equation 15). A network that learned
+        its variance overrules it.
 
     Raises:
       UserError: a variance outside [0, 1].

@@ -26,7 +26,7 @@ def network(schedule, target, x0_of, sigma_data=0.5, params=0.0):
 
     def apply(params, scaled, t, cond, key):
         x = scaled / row.scale_input(schedule, jnp.ones_like(scaled), t)
-        return row.target_of(schedule, *from_x0(schedule, x, x0_of(params, x, t), t), t)
+        return row.target_of(schedule, *from_x0(schedule, x, x0_of(params, x, t), t)[:2], t)
 
     return denoisers.network(apply, params, schedule, row)
 

@@ -14,6 +14,7 @@ from closed_forms import SCHEDULES, at, mixture_1d, mixture_score, x64
 from scipy.integrate import solve_ivp
 
 from jdiff import guidance, solvers
+from jdiff.noise import Fresh
 
 START, END = 5.0, 0.2  # sigma / alpha: an interval where nothing is degenerate
 X = np.array([-4.0, -0.5, 1.0, 6.0])  # x / alpha at the start
@@ -52,12 +53,12 @@ def _reference(scale: float) -> np.ndarray:
 @jax.jit
 def _march(solver, denoise, schedule, x, times, n):
     """n of the grid's steps, n traced: one program for all grids of a solver on a schedule."""
-    keys = jax.random.split(jax.random.key(0), len(x))
+    noise = Fresh(jax.random.split(jax.random.key(0), len(x)))
     cond = {"label": jnp.full(len(x), LABEL)}
 
     def step(i, carry):
         x, memory = carry
-        return solver.step(denoise, schedule, x, memory, times[i], times[i + 1], keys, cond)[:2]
+        return solver.step(denoise, schedule, x, memory, times[i], times[i + 1], noise, cond)[:2]
 
     return jax.lax.fori_loop(0, n, step, (x, solver.init(x, times)))[0]
 

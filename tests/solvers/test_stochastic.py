@@ -7,6 +7,7 @@ import pytest
 from closed_forms import at, same, x64
 
 from jdiff import denoisers, sample, schedules, solvers
+from jdiff.noise import Fresh
 
 KEY = jax.random.key(5)
 SCHEDULES = {"vp": schedules.vp_linear, "edm": schedules.edm, "flow": schedules.rectified_flow}
@@ -24,7 +25,7 @@ def _affine(solver, denoise, schedule, t, s, steps=10.0):
     memory = jnp.float32(steps) if isinstance(solver, type(solvers.edm())) else memory
 
     def step(x, keys):
-        return solver.step(denoise, schedule, x, memory, t, s, keys, {})[0]
+        return solver.step(denoise, schedule, x, memory, t, s, Fresh(keys), {})[0]
 
     keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(MANY))
     probe = step(jnp.asarray([[0.0], [1.0], [2.0]]), jnp.stack([keys[0]] * 3))[:, 0]
