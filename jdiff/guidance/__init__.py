@@ -5,13 +5,33 @@ Who lives here: one file per idea, each a frozen pytree whose numbers (scales, i
 conditions) are leaves. What extrapolates is built on one primitive, `extrapolate`: bad + w (good -
 bad), with one convention: w = 1 is the plain conditional model, w = 0 the unconditional one. Papers
 that write (1 + w) good - w bad (Ho and Salimans 2022, Imagen's predecessors) mean our w - 1.
+
+Three kinds: what makes a pair and extrapolates it (`Extrapolation`: cfg, autoguidance), what
+refines any such guidance (`Refinement`: apg, cfg_pp, cfg_zero, frequency, magnitude, rescale,
+tangential), and what takes any denoiser. docs/guidance.md is the chapter on them.
 """
 
-from jdiff.guidance.base import Guided, extrapolate
-from jdiff.guidance.cfg import PerSample, cfg, per_sample
+from jdiff.guidance import scales
+from jdiff.guidance.apg import apg
+from jdiff.guidance.autoguidance import autoguidance
+from jdiff.guidance.base import Extrapolation, Guided, Pair, Refinement, extrapolate
+from jdiff.guidance.cfg import cfg
+from jdiff.guidance.cfg_pp import cfg_pp
+from jdiff.guidance.cfg_zero import cfg_zero, zero_init
+from jdiff.guidance.classifier import classifier
+from jdiff.guidance.conditions import composed, fixed, negative, nested
+from jdiff.guidance.experts import product, union
+from jdiff.guidance.frequency import frequency
+from jdiff.guidance.magnitude import magnitude
+from jdiff.guidance.momentum import with_momentum
+from jdiff.guidance.rescale import rescale
+from jdiff.guidance.scales import PerSample, per_sample
+from jdiff.guidance.tangential import tangential
 from jdiff.guidance.thresholding import dynamic_threshold, static_threshold
 
 __all__ = [
-    "Guided", "PerSample", "cfg", "dynamic_threshold", "extrapolate", "per_sample",
-    "static_threshold",
+    "Extrapolation", "Guided", "Pair", "PerSample", "Refinement", "apg", "autoguidance", "cfg",
+    "cfg_pp", "cfg_zero", "classifier", "composed", "dynamic_threshold", "extrapolate", "fixed",
+    "frequency", "magnitude", "negative", "nested", "per_sample", "product", "rescale", "scales",
+    "static_threshold", "tangential", "union", "with_momentum", "zero_init",
 ]  # fmt: skip

@@ -23,9 +23,10 @@ class Threshold(Guided):
     def __call__(self, x: PyTree, t: Array, cond: PyTree = None) -> Prediction:
         """The wrapped prediction with x0 clipped, and eps recomputed to agree with x."""
         t = broadcast_time(t, x)
-        raw = self.denoiser(x, t, cond).x0
-        x0 = jax.tree.map(self._clip, raw)
-        return from_x0(schedule_of(self.denoiser), x, x0, t)
+        raw = self.denoiser(x, t, cond)
+        x0 = jax.tree.map(self._clip, raw.x0)
+        eps = from_x0(schedule_of(self.denoiser), x, x0, t).eps
+        return raw._replace(x0=x0, eps=eps)
 
     def _clip(self, x0: Array) -> Array:
         if self.quantile is None:

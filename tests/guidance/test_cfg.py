@@ -34,7 +34,7 @@ def test_guidance_extrapolates_both_endpoints_from_null_to_conditional(scale):
     made = _call(guidance.cfg(DENOISE, scale, NULL), X, T, COND)
     np.testing.assert_allclose(made.eps, (1 + w) * GOOD.eps - w * BAD.eps, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(made.x0, (1 + w) * GOOD.x0 - w * BAD.x0, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(corrupt(EDM, *made, T), X, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(corrupt(EDM, made.x0, made.eps, T), X, rtol=1e-4, atol=1e-4)
 
 
 def test_a_scale_for_each_sample_equals_separate_calls():
@@ -139,7 +139,7 @@ def test_rescale_gives_back_each_samples_own_standard_deviation(share):
     for i in range(3):
         wanted = plain[i] * np.asarray(_Images.good[i]).std() / plain[i].std()
         np.testing.assert_allclose(made.x0[i], share * wanted + (1 - share) * plain[i], rtol=1e-4)
-    np.testing.assert_allclose(corrupt(EDM, *made, T), x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(corrupt(EDM, made.x0, made.eps, T), x, rtol=1e-4, atol=1e-5)
 
 
 def test_guidance_composes_in_the_order_it_is_applied():

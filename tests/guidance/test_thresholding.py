@@ -40,7 +40,7 @@ def test_an_image_inside_its_range_is_left_alone_and_the_rest_agree_with_x(make)
     made = make(DENOISE)(X, T)
     np.testing.assert_array_equal(made.x0[1], RAW[1])
     assert (np.asarray(made.x0[0]) != np.asarray(RAW[0])).any()
-    np.testing.assert_allclose(corrupt(EDM, *made, T), X, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(corrupt(EDM, made.x0, made.eps, T), X, rtol=1e-5, atol=1e-5)
 
 
 def test_each_leaf_of_a_tree_has_its_own_quantile():
