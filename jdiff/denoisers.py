@@ -41,11 +41,13 @@ class Network:
         c_noise = self.parameterization.condition_time(self.schedule, t)
         return self.apply(self.params, scaled, c_noise, cond, key)
 
-    def __call__(self, x: PyTree, t: Array, cond: PyTree = None) -> Prediction:
-        """x `[B, ...]` at times t `[B]` -> both endpoints."""
+    def __call__(
+        self, x: PyTree, t: Array, cond: PyTree = None, key: Array | None = None
+    ) -> Prediction:
+        """x `[B, ...]` at times t `[B]` -> both endpoints. A key switches dropout on."""
         t = broadcast_time(t, x)
-        cond = {} if cond is None else cond
-        return self.parameterization.prediction(self.schedule, self.output(x, t, cond), x, t)
+        output = self.output(x, t, {} if cond is None else cond, key)
+        return self.parameterization.prediction(self.schedule, output, x, t)
 
 
 def network(

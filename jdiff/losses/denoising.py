@@ -48,7 +48,7 @@ def denoising(
     batch = batch_size(x0)
     t = (distribution or Uniform())(key_t, batch, first(schedule))
     if eps is None:
-        eps = _normal(key_eps, x0)
+        eps = normal(key_eps, x0)
     x = corrupt(schedule, x0, eps, t)
     output = denoiser.output(x, t, cond, dropout_key)
     target = row.target_of(schedule, x0, eps, t)
@@ -81,7 +81,8 @@ def flow_matching(
     )  # fmt: skip
 
 
-def _normal(key: Array, like: PyTree) -> PyTree:
+def normal(key: Array, like: PyTree) -> PyTree:
+    """Standard normal noise of the shapes of `like`, in jax's default float dtype."""
     leaves, treedef = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
     return treedef.unflatten(
