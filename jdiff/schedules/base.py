@@ -42,6 +42,10 @@ class Schedule:
         """sigma / alpha: the noise level in EDM's units, those of the karras grid and of churn."""
         return jnp.exp(-0.5 * self.logsnr(t))
 
+    def warp(self, t: Array, shift: Array) -> Array:
+        """The time at which the logSNR is that at t plus 2 log shift (see `shifted`)."""
+        return self.time(self.logsnr(t) + 2.0 * jnp.log(shift))
+
     def rates(self, t: Array) -> tuple[Array, Array]:
         """(d alpha / dt, d sigma / dt), the coefficients of the velocity dx/dt on (x0, eps)."""
         t = real(t)
@@ -97,3 +101,9 @@ def ordered(where: str, low_name: str, low: Any, high_name: str, high: Any) -> N
     """Raises a UserError unless low < high, where both are plain numbers."""
     if isinstance(low, int | float) and isinstance(high, int | float) and not low < high:
         raise UserError(f"{where}: {low_name}={low} must be below {high_name}={high}.")
+
+
+def positive(where: str, name: str, value: Any) -> None:
+    """Raises a UserError unless value is positive, where it is a plain number."""
+    if isinstance(value, int | float) and not value > 0:
+        raise UserError(f"{where}: {name}={value} given; it must be positive.")
