@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jdiff.models import layers
+from jdiff.models import layers, stacked
+from jdiff.models.attention import Attention
 from jdiff.models.initializers import Init, normal, param, xavier_uniform, zeros
 from jdiff.models.layers import Linear, layer_norm, run
 
@@ -68,7 +69,7 @@ class DiT(nnx.Module):
         self.label = param(rngs, (num_classes + 1, width), normal(0.02)) if num_classes else None
         block = functools.partial(Block, width, heads, int(mlp_ratio * width), dtype=dtype)
         if scan:
-            self.blocks = nnx.vmap(lambda rngs: block(rngs=rngs))(rngs.split(depth))
+            self.blocks = stacked.stack(block, depth, rngs)
         else:
             self.blocks = nnx.List([block(rngs=rngs) for _ in range(depth)])
         self.modulation = _linear(width, 2 * width, init=zeros, dtype=dtype, rngs=rngs)
@@ -103,29 +104,25 @@ class DiT(nnx.Module):
 
         h = self.embed_patches(patchify(x, self.patch))
         h = h + layers.grid_embedding(rows, columns, self.width).astype(self.dtype)
+        h = h.reshape(h.shape[0], rows, columns, self.width)
         if self.scan:
-            graphdef, stacked = nnx.split(self.blocks)
-
-            def body(h, weights):
-                return run(nnx.merge(graphdef, weights), h, c, remat=self.remat), None
-
-            h, _ = jax.lax.scan(body, h, stacked)
+            h = stacked.scan(self.blocks, h, c, remat=self.remat)
         else:
             for block in self.blocks:
                 h = run(block, h, c, remat=self.remat)
-        shift, scale = jnp.split(self.modulation(c)[:, None, :], 2, axis=-1)
+        shift, scale = jnp.split(layers.expand(self.modulation(c), h), 2, axis=-1)
         h = self.out(layer_norm(h) * (1 + scale) + shift)
         return unpatchify(h, self.patch, rows, columns).astype(jnp.float32)
 
 
-class Block(nnx.Module):
+class Block(layers.ResidualBlock):
     """A transformer block whose norms are shifted and scaled, and its branches gated, by c.
 
     The gates start at zero, so that the block starts as the identity (adaLN-Zero).
     """
 
     def __init__(self, width: int, heads: int, hidden: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.heads = heads
+        self.attention = Attention(heads)
         linear = functools.partial(_linear, dtype=dtype, rngs=rngs)
         self.modulation = linear(width, 6 * width, init=zeros)
         self.qkv = linear(width, 3 * width)
@@ -134,11 +131,12 @@ class Block(nnx.Module):
         self.mlp2 = linear(hidden, width)
 
     def __call__(self, h: jax.Array, c: jax.Array) -> jax.Array:
-        """Tokens h [B, N, width] and conditioning c [B, width] to tokens [B, N, width]."""
-        modulation = jnp.split(self.modulation(c)[:, None, :], 6, axis=-1)
+        """Tokens h [B, *grid, width] and conditioning c [B, width] to tokens like h."""
+        modulation = jnp.split(layers.expand(self.modulation(c), h), 6, axis=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         y = layer_norm(h) * (1 + scale1) + shift1
-        h = h + gate1 * self.project(layers.attention(self.qkv(y), self.heads))
+        q, k, v = jnp.split(self.qkv(y), 3, axis=-1)
+        h = h + gate1 * self.project(self.attention(q, k, v))
         y = layer_norm(h) * (1 + scale2) + shift2
         return h + gate2 * self.mlp2(jax.nn.gelu(self.mlp1(y), approximate=True))
 

@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jdiff.models import initializers
+from jdiff.models import initializers, replace
+from jdiff.models.attention import Attention, Kernel
+from jdiff.models.layers import ResidualBlock
 
 Params = dict[str, Any]
 Build = Callable[[nnx.Rngs], nnx.Module]
@@ -33,6 +35,7 @@ class Apply:
 
     graphdef: nnx.GraphDef
     paths: tuple[tuple, ...]  # of every parameter, with the module's own (partly integer) keys
+    edits: tuple[replace.Edit, ...] = ()  # modules replaced, see `jdiff.models.replace`
 
     def __call__(
         self,
@@ -43,10 +46,19 @@ class Apply:
         key: jax.Array | None = None,
     ) -> jax.Array:
         """Run the network with these weights."""
-        return self.merge(params)(x, t, {} if cond is None else cond, key=key)
+        model = replace.edit_modules(self.merge(params), self.edits)
+        return model(x, t, {} if cond is None else cond, key=key)
+
+    def with_attention(self, kernel: Kernel, where: str = ".*") -> "Apply":
+        """The network, on the same params, with another kernel in the attention layers `where`."""
+        return replace.replace(self, where, replace.SwapKernel(kernel), Attention)
+
+    def without_blocks(self, where: str) -> "Apply":
+        """The network, on the same params, without the residual blocks `where`: they pass h on."""
+        return replace.replace(self, where, replace.Skipped, ResidualBlock)
 
     def merge(self, params: Params) -> nnx.Module:
-        """The NNX module with these weights, the inverse of `split`."""
+        """The NNX module with these weights and no edits, the inverse of `split`."""
         given = dict(_flatten(params))
         wanted = {tuple(str(part) for part in path): path for path in self.paths}
         if given.keys() != wanted.keys():
@@ -57,9 +69,13 @@ class Apply:
         state = nnx.from_flat_state({path: given[name] for name, path in wanted.items()})
         return nnx.merge(self.graphdef, state)
 
+    def skeleton(self) -> nnx.Module:
+        """The module without its weights, to look at its structure."""
+        return nnx.merge(self.graphdef, nnx.from_flat_state({path: None for path in self.paths}))
+
     @functools.cached_property
     def _hash(self) -> int:
-        return hash((self.graphdef, self.paths))
+        return hash((self.graphdef, self.paths, self.edits))
 
     def __hash__(self) -> int:
         return self._hash  # jit hashes its static arguments at every call
@@ -69,10 +85,12 @@ class Apply:
             return True
         if not isinstance(other, Apply) or hash(self) != hash(other):
             return False
-        return self.paths == other.paths and self.graphdef == other.graphdef
+        mine, others = ((a.paths, a.edits, a.graphdef) for a in (self, other))
+        return mine == others
 
     def __repr__(self) -> str:
-        return f"Apply({len(self.paths)} parameters)"
+        edits = f", {len(self.edits)} edits" if self.edits else ""
+        return f"Apply({len(self.paths)} parameters{edits})"
 
 
 def split(model: nnx.Module) -> tuple[Apply, Params]:

@@ -1,4 +1,4 @@
-"""Layers that the networks share: linear, convolution, norms, attention, embeddings, resampling.
+"""Layers that the networks share: linear, convolution, norms, embeddings, resampling.
 
 Weights are float32 and cast to the layer's `dtype` where they are used; statistics of norms,
 softmax and embeddings of time are float32 whatever the `dtype`. Images are [B, H, W, C], kernels
@@ -125,16 +125,6 @@ def layer_norm(x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
     return y.astype(x.dtype)
 
 
-def attention(qkv: jax.Array, heads: int) -> jax.Array:
-    """Self-attention of tokens [B, N, 3 C] to [B, N, C]; softmax in float32.
-
-    The last axis is query, key, value, each `heads` contiguous runs of C / heads channels.
-    """
-    batch, tokens, channels = qkv.shape
-    q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, heads, channels // (3 * heads)), 2, 0)
-    return jax.nn.dot_product_attention(q, k, v).reshape(batch, tokens, channels // 3)
-
-
 def sinusoidal(
     t: jax.Array,
     channels: int,
@@ -253,6 +243,15 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def expand(c: jax.Array, h: jax.Array) -> jax.Array:
+    """[B, C] with axes of size one in the middle, to broadcast against h [B, *grid, C']."""
+    return c.reshape(c.shape[0], *(1,) * (h.ndim - 2), c.shape[-1])
+
+
+class ResidualBlock(nnx.Module):
+    """A block h -> h + f(h, ...): one that guidance may skip (`jdiff.models.replace`)."""
 
 
 def run(module: nnx.Module, *inputs: jax.Array | None, remat: bool) -> jax.Array:

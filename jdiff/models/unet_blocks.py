@@ -16,6 +16,7 @@ from flax import nnx
 
 from jdiff.errors import choose
 from jdiff.models import layers
+from jdiff.models.attention import Attention
 from jdiff.models.initializers import Init, kaiming_uniform, xavier_uniform, zeros
 from jdiff.models.layers import Conv, GroupNorm, Linear
 
@@ -81,7 +82,7 @@ def named_style(name: str) -> Style:
     return STYLES[choose("UNet style", name, STYLES)]
 
 
-class Block(nnx.Module):
+class Block(layers.ResidualBlock):
     """A residual block, optionally resampling on its way in and attending on its way out."""
 
     def __init__(
@@ -109,10 +110,10 @@ class Block(nnx.Module):
         project = channels_in != channels_out or (resample and style.project_resampled)
         self.skip = conv(channels_in, channels_out, 1) if project else None
 
-        self.heads = 0
+        heads = style.heads or max(1, channels_out // style.head_channels)
+        self.attention = Attention(heads) if attend else None
         if attend:
-            heads = style.heads or max(1, channels_out // style.head_channels)
-            self.heads = layers.check_heads(heads, channels_out, "channels")
+            layers.check_heads(heads, channels_out, "channels")
             self.norm3 = norm(channels_out)
             self.qkv = conv(channels_out, 3 * channels_out, 1, gain=inits.qkv_gain)
             self.project = conv(channels_out, channels_out, 1, zero=True)
@@ -130,11 +131,9 @@ class Block(nnx.Module):
         h = self.conv2(layers.dropout(h, self.dropout, key))
         x = self._resampled(x)
         x = (h + (x if self.skip is None else self.skip(x))) * s.skip_scale
-        if self.heads:
-            batch, height, width, channels = x.shape
-            qkv = self.qkv(self.norm3(x)).reshape(batch, height * width, 3 * channels)
-            a = layers.attention(qkv, self.heads).reshape(x.shape)
-            x = (x + self.project(a)) * s.skip_scale
+        if self.attention is not None:
+            q, k, v = jnp.split(self.qkv(self.norm3(x)), 3, axis=-1)
+            x = (x + self.project(self.attention(q, k, v))) * s.skip_scale
         return x
 
     def _resampled(self, x: jax.Array) -> jax.Array:

@@ -1,0 +1,36 @@
+"""Attention as a module without parameters: the one place where a network's attention is changed.
+
+A network projects its own queries, keys and values and hands them to an `Attention`, whose `kernel`
+does the rest. Guidance that perturbs attention, editing that injects maps, and adapters that add
+keys replace this module (`jdiff.models.replace`); the parameters around it do not move.
+"""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+
+#: (q `[B, *grid, heads, D]`, k and v `[B, *places, heads, D]`) -> like q.
+Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def dot_product(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k / sqrt(D)) v over all places, softmax in float32: the usual kernel."""
+    flat = (a.reshape(a.shape[0], -1, *a.shape[-2:]) for a in (q, k, v))
+    return jax.nn.dot_product_attention(*flat).reshape(q.shape)
+
+
+class Attention(nnx.Module):
+    """Attention of queries `[B, *grid, C]` to keys and values `[B, *places, C]`, in `heads` heads.
+
+    Each head has C / heads neighbouring channels. The axes of the grid (tokens, or rows and columns
+    of an image) are kept for kernels that look at the neighbourhood.
+    """
+
+    def __init__(self, heads: int, kernel: Kernel = dot_product):
+        self.heads, self.kernel = heads, kernel
+
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """What each query receives: `[B, *grid, C]`."""
+        split = (a.reshape(*a.shape[:-1], self.heads, -1) for a in (q, k, v))
+        return self.kernel(*split).reshape(q.shape)
