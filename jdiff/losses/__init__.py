@@ -7,6 +7,25 @@ times through `distributions`, its endpoints through `couplings`, counts errors 
 not: a loss knows a denoiser and nothing of who trains it.
 """
 
+from jdiff.losses.consistency import consistency, consistency_distillation
 from jdiff.losses.denoising import Distribution, Weighting, denoising, flow_matching
+from jdiff.losses.meanflow import meanflow
+from jdiff.losses.progressive import progressive
+from jdiff.losses.reflow import reflow
+from jdiff.losses.shortcut import shortcut
 
-__all__ = ["Distribution", "Weighting", "denoising", "flow_matching"]
+#: Losses that a config can name. Of their arguments, training hands over those that are its own
+#: (see `experiment.Experiment.loss`); the others are the config's.
+BY_NAME = {
+    "denoising": denoising, "flow_matching": flow_matching, "consistency": consistency,
+    "consistency_distillation": consistency_distillation, "progressive": progressive,
+    "reflow": reflow, "shortcut": shortcut, "meanflow": meanflow,
+}  # fmt: skip
+
+#: Those whose networks are asked with the target time in cond["s"].
+FLOW_MAPS = ("shortcut", "meanflow")
+
+__all__ = [
+    "BY_NAME", "Distribution", "FLOW_MAPS", "Weighting", "consistency", "consistency_distillation",
+    "denoising", "flow_matching", "meanflow", "progressive", "reflow", "shortcut",
+]  # fmt: skip

@@ -1,0 +1,53 @@
+"""Numbers besides t that condition a network: a flow map's target time, a guidance scale."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+from flax import nnx
+
+from jdiff.models.layers import Linear
+
+
+class Scalars(nnx.Module):
+    """Embeds each number as t is embedded, with weights of its own, and adds them up.
+
+    The name "s" stands for cond["s"] `[B]`; "t-s" for t - cond["s"], where the network is told t
+    in the units of s (parameterization.time = "t"). Models scale both as they scale t.
+
+    Args:
+        names: of the numbers.
+        layers: makes the two linear layers of one number, like those of t.
+    """
+
+    def __init__(self, names: Sequence[str], layers: Callable[[], tuple[Linear, Linear]]):
+        self.names = tuple(names)
+        self.layers = nnx.List([nnx.List(layers()) for _ in self.names])
+
+    def __call__(
+        self,
+        t: jax.Array,
+        cond: Mapping[str, jax.Array],
+        waves: Callable[[jax.Array], jax.Array],
+    ) -> jax.Array:
+        """The sum of the embeddings, [B, width]; `waves` is t's own first stage, [B] to [B, C].
+
+        Raises:
+            ValueError: if an entry is missing from cond or is not [B].
+        """
+        total = 0.0
+        for name, (one, two) in zip(self.names, self.layers):
+            entry = name.removeprefix("t-")
+            if entry not in cond:
+                raise ValueError(
+                    f"the network takes scalars={self.names}: it needs cond[{entry!r}], numbers of "
+                    f"shape [B]; cond has {sorted(cond)}. Flow maps are sampled with "
+                    "solvers.flow_map(), which sets cond['s']"
+                )
+            value = cond[entry]
+            if value.shape != t.shape:
+                raise ValueError(
+                    f"cond[{entry!r}] has shape {list(value.shape)}, not [B] = {list(t.shape)}"
+                )
+            value = value if entry == name else t - value
+            total = total + two(jax.nn.silu(one(waves(value))))
+        return total
