@@ -15,6 +15,7 @@ from jdiff import (
     grids,
     guidance,
     losses,
+    noise,
     predictions,
     schedules,
     solvers,
@@ -22,12 +23,13 @@ from jdiff import (
 )
 from jdiff.errors import UserError
 from jdiff.sampling import sample, stream
+from jdiff.sweeps import Sweep, sweep
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "UserError", "denoisers", "distributions", "grids", "guidance", "load_run", "losses",
-    "predictions", "sample", "schedules", "solvers", "stream", "weightings",
+    "Sweep", "UserError", "denoisers", "distributions", "grids", "guidance", "load_run", "losses",
+    "noise", "predictions", "sample", "schedules", "solvers", "stream", "sweep", "weightings",
 ]  # fmt: skip
 
 
