@@ -6,7 +6,7 @@ import tempfile
 
 # Compilation dominates the suite: the compiler takes it easy (tests run little code), one thread a
 # worker since the workers share the cores, and what it makes is kept between runs.
-_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+_FLAGS = "--xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 
 import jax  # noqa: E402, the flags are read at import
