@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jdiff.denoisers import as_denoiser
 from jdiff.errors import UserError
@@ -56,7 +56,7 @@ def same_schedule(where: str, denoise: Any, other: Any) -> None:
     if a is None or b is None or not is_concrete((a, b)):
         return
     alike = jax.tree.structure(a) == jax.tree.structure(b) and all(
-        jnp.array_equal(one, two) for one, two in zip(jax.tree.leaves(a), jax.tree.leaves(b))
+        np.array_equal(one, two) for one, two in zip(jax.tree.leaves(a), jax.tree.leaves(b))
     )
     if not alike:
         raise UserError(

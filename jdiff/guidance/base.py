@@ -146,7 +146,11 @@ def check_target(where: str, target: str, schedule: PyTree) -> str:
 def refuse_pure_noise(where: str, schedule: PyTree, why: str) -> None:
     """Raises a UserError if a schedule of the tree starts at alpha = 0."""
     for s in jax.tree.leaves(schedule, is_leaf=is_schedule):
-        if is_schedule(s) and is_concrete(s) and not float(s.alpha(jnp.asarray(s.t_max))) > 0:
+        if not is_schedule(s) or not is_concrete(s):
+            continue
+        with jax.ensure_compile_time_eval():  # a guidance may be made under jit
+            alpha = float(s.alpha(s.t_max))
+        if not alpha > 0:
             raise UserError(f"{where}: alpha = 0 at t_max of {type(s).__name__}; {why}.")
 
 

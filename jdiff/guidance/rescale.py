@@ -17,6 +17,7 @@ from jdiff.guidance.base import (
 )
 from jdiff.predictions import Prediction
 from jdiff.pytree import Array, PyTree, expand, static, struct
+from jdiff.solvers.base import safe_ratio
 
 
 @struct
@@ -36,7 +37,8 @@ class Rescale(Refinement):
 
     def _rescale(self, guided: Array, good: Array) -> Array:
         axes = tuple(range(1, guided.ndim))
-        ratio = jnp.std(good, axes, keepdims=True) / jnp.std(guided, axes, keepdims=True)
+        wanted, made = (jnp.std(a, axes, keepdims=True) for a in (good, guided))
+        ratio = jnp.where(made > 0, safe_ratio(wanted, made), 1.0)  # a constant has no deviation
         return guided * (1.0 + expand(self.share, guided) * (ratio - 1.0))
 
 

@@ -183,7 +183,7 @@ def piecewise_linear(logsnrs: Any, scales: Any) -> PiecewiseLinear:
 
 def linear(start: Array | float, end: Array | float, clock: str = "angle") -> Ramp:
     """start + (end - start) u: from `start` at pure noise to `end` at the data."""
-    return power(start, end, 1.0, clock)
+    return _ramp("linear", start, end, 1.0, "linear", clock)
 
 
 def power(
