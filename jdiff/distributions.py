@@ -19,7 +19,7 @@ from jax.scipy.special import ndtr, ndtri
 
 from jdiff.errors import UserError
 from jdiff.pytree import Array, is_concrete, static, struct
-from jdiff.schedules import Schedule
+from jdiff.schedules import Schedule, shift_time
 
 
 def unit(key: Array, n: int, stratified: bool) -> Array:
@@ -168,17 +168,17 @@ class Shifted(Unit):
 
     def quantile(self, u: Array) -> Array:
         """The law's, shifted."""
-        return _shift(self.of.quantile(u), self.shift)
+        return shift_time(self.of.quantile(u), self.shift)
 
     def cdf(self, x: Array) -> Array:
         """The law's, where x came from."""
-        return self.of.cdf(_shift(x, 1.0 / self.shift))
+        return self.of.cdf(shift_time(x, 1.0 / self.shift))
 
     def pdf(self, x: Array) -> Array:
         """The law's, times the derivative of the inverse shift."""
         back = 1.0 / self.shift
         slope = back / jnp.square(1.0 + (back - 1.0) * x)
-        return self.of.pdf(_shift(x, back)) * slope
+        return self.of.pdf(shift_time(x, back)) * slope
 
 
 @struct
@@ -354,10 +354,6 @@ BY_NAME = {
     "logsnr_laplace": logsnr_laplace, "logsnr_uniform": logsnr_uniform,
     "logsnr_table": logsnr_table,
 }  # fmt: skip
-
-
-def _shift(x: Array, shift: Array | float) -> Array:
-    return shift * x / (1.0 + (shift - 1.0) * x)
 
 
 def _inside(u: Array) -> Array:

@@ -178,7 +178,7 @@ def min_snr(gamma: float = 5.0) -> MinSNR:
 
 
 def soft_min_snr(gamma: float = 4.0) -> SoftMinSNR:
-    """SNR gamma / (SNR + gamma) (Crowson et al. 2024, HDiT, section 4.3); gamma = 1 / sigma_data^2.
+    """SNR gamma / (SNR + gamma) (Crowson et al. 2024, HDiT); gamma = 1 / sigma_data^2.
 
     Raises:
       UserError: gamma is not positive.

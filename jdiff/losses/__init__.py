@@ -8,7 +8,14 @@ not: a loss knows a denoiser and nothing of who trains it.
 """
 
 from jdiff.losses.consistency import consistency, consistency_distillation
-from jdiff.losses.denoising import Distribution, Weighting, denoising, flow_matching
+from jdiff.losses.denoising import (
+    Distribution,
+    Weighting,
+    denoising,
+    flow_matching,
+    normal,
+)
+from jdiff.losses.interpolants import conditional_flow, latent_noise
 from jdiff.losses.meanflow import meanflow
 from jdiff.losses.progressive import progressive
 from jdiff.losses.reflow import reflow
@@ -20,12 +27,14 @@ BY_NAME = {
     "denoising": denoising, "flow_matching": flow_matching, "consistency": consistency,
     "consistency_distillation": consistency_distillation, "progressive": progressive,
     "reflow": reflow, "shortcut": shortcut, "meanflow": meanflow,
+    "conditional_flow": conditional_flow,
 }  # fmt: skip
 
 #: Those whose networks are asked with the target time in cond["s"].
 FLOW_MAPS = ("shortcut", "meanflow")
 
 __all__ = [
-    "BY_NAME", "Distribution", "FLOW_MAPS", "Weighting", "consistency", "consistency_distillation",
-    "denoising", "flow_matching", "meanflow", "progressive", "reflow", "shortcut",
+    "BY_NAME", "Distribution", "FLOW_MAPS", "Weighting", "conditional_flow", "consistency",
+    "consistency_distillation", "denoising", "flow_matching", "latent_noise", "meanflow", "normal",
+    "progressive", "reflow", "shortcut",
 ]  # fmt: skip

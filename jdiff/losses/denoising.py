@@ -28,6 +28,8 @@ def denoising(
 ) -> Array:  # fmt: skip
     """The denoising loss w(t) ||x0 - x0_hat||^2 / d, through the network's own output.
 
+    A learned variance is left out of it: that is `hybrid`.
+
     Args:
       key: the key of the times and the noise.
       denoiser: a `denoisers.Network`.
@@ -50,7 +52,7 @@ def denoising(
     if eps is None:
         eps = normal(key_eps, x0)
     x = corrupt(schedule, x0, eps, t)
-    output = denoiser.output(x, t, cond, dropout_key)
+    output, _ = row.split(denoiser.output(x, t, cond, dropout_key))
     target = row.target_of(schedule, x0, eps, t)
 
     def squared(s: Schedule, output: Array, target: Array) -> tuple[Array, int]:
