@@ -24,7 +24,8 @@ from jdiff.errors import UserError
 #: Sections that hold the arguments of what their name chooses. Overrides may add fields to them;
 #: `experiment.build` checks those against what the chosen function takes.
 OPEN = (
-    "config.model", "config.schedule", "config.loss.distribution", "config.loss.weighting",
+    "config.model", "config.schedule", "config.loss.arguments", "config.loss.coupling",
+    "config.loss.distribution", "config.loss.solver", "config.loss.weighting",
     "config.optimizer.arguments", "config.ema", "config.ema.*", "config.sampling.solver",
     "config.sampling.grid",
 )  # fmt: skip

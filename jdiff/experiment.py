@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +12,16 @@ import ml_collections
 import optax
 from ml_collections import config_dict
 
-from jdiff import distributions, grids, guidance, losses, schedules, solvers, weightings
+from jdiff import couplings, grids, guidance, schedules, solvers
 from jdiff.conditioning import drop
 from jdiff.denoisers import Network, network
 from jdiff.errors import UserError, accepted, call, choose
+from jdiff.losses.denoising import normal
+from jdiff.objective import objective
 from jdiff.predictions import Parameterization, parameterization
 from jdiff.pytree import Array, PyTree
 from jdiff.training import ema, optimizers
+from jdiff.training.step import State
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -46,11 +50,18 @@ def defaults() -> ml_collections.ConfigDict:
     c.parameterization.target = "edm"  # x0, eps, v, score, velocity or edm
     c.parameterization.time = config_dict.placeholder(str)  # what the network is told; see docs
     c.parameterization.sigma_data = 0.5
+    c.parameterization.variance = "fixed"  # or "learned_range", with twice the out_channels
 
     c.loss = ml_collections.ConfigDict()
+    c.loss.name = "denoising"  # jdiff.losses.BY_NAME
+    c.loss.arguments = _open()  # further arguments of the loss, e.g. meanflow's share
     c.loss.distribution = _open(name="lognormal")  # of the training times
-    c.loss.weighting = _open(name="own")  # "own": the network's own squared error
+    c.loss.weighting = _open(name="own")  # "own": the loss's own, e.g. the network's squared error
+    c.loss.coupling = _open(name="independent")  # of data and noise, jdiff.couplings.BY_NAME
     c.loss.null_rate = 0.1  # share of labels dropped, for classifier-free guidance
+    c.loss.target = "params"  # which average gives a loss its targets; "params": the weights as is
+    c.loss.teacher = config_dict.placeholder(str)  # a run directory; guided as its config samples
+    c.loss.solver = _open(name="heun")  # of the teacher's step, in consistency_distillation
 
     c.optimizer = ml_collections.ConfigDict()
     c.optimizer.name = "adam"  # adam, adamw, radam, lion or muon
@@ -64,6 +75,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.ema = _open(ema=_open(kind="constant", decay=0.999))  # averages by name; see training/ema.py
 
     c.train = ml_collections.ConfigDict()
+    c.train.start = config_dict.placeholder(str)  # a run directory whose weights to start from
     c.train.batch_size = 128  # over all devices
     c.train.accumulate = 1  # micro-batches a step
     c.train.steps = 1000
@@ -90,6 +102,12 @@ def defaults() -> ml_collections.ConfigDict:
     return c
 
 
+#: What draws samples: (guided denoiser, solver, times).
+Sampler = tuple[Any, solvers.Solver, Array]
+#: A teacher is a sampler but for its weights, which the training state holds.
+Teacher = Callable[[PyTree], Sampler]
+
+
 class Experiment(NamedTuple):
     """What a config stands for. Arrays are made by `init`; everything here is structure."""
 
@@ -98,8 +116,9 @@ class Experiment(NamedTuple):
     build: Any
     schedule: PyTree
     parameterization: Parameterization
-    distribution: losses.Distribution
-    weighting: losses.Weighting | None
+    objective: Callable[..., Array]  # the loss and the arguments that the config gives it
+    coupling: Callable[..., tuple] | None
+    teacher: Teacher | None
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
     averages: dict[str, ema.Average]
@@ -115,21 +134,47 @@ class Experiment(NamedTuple):
         """The denoiser with these weights."""
         return network(self.apply, params, self.schedule, self.parameterization)
 
-    def loss(self, params: PyTree, key: Array, batch: dict[str, Array]) -> Array:
-        """The training loss `[B]` of a batch {"image": uint8 `[B, H, W, C]`, "label": `[B]`}."""
+    def loss(
+        self, params: PyTree, key: Array, batch: dict[str, Array], state: State | None = None
+    ) -> Array:
+        """The training loss `[B]` of a batch {"image": uint8 `[B, H, W, C]`, "label": `[B]`}.
+
+        Of the arguments of the loss that config.loss.name names, those called as an entry of
+        `given` below are given by training. `state` is the training's, for losses that make their
+        own targets; `denoising` and `flow_matching` do without.
+        """
         key_loss, key_drop, key_dropout = jax.random.split(key, 3)
         x0 = to_float(batch["image"])
         cond = {name: batch[name] for name in self.null}
         if self.null and self.config.loss.null_rate:
             cond = drop(key_drop, cond, self.null, self.config.loss.null_rate)
-        return losses.denoising(
-            key_loss, self.denoiser(params), x0, cond, distribution=self.distribution,
-            weighting=self.weighting, dropout_key=key_dropout,
-        )  # fmt: skip
+        given = {"dropout_key": key_dropout, "null": self.null}
+        if self.coupling is not None:
+            key_eps, key_pair = jax.random.split(jax.random.fold_in(key, 1))
+            x0, given["eps"], cond = self.coupling(key_pair, x0, normal(key_eps, x0), cond)
+        if state is not None:
+            name = self.config.loss.target
+            target = params if name == "params" else state.averages[name]
+            given |= {
+                "step": state.step,
+                "total": self.config.train.steps,
+                "target": self.denoiser(jax.lax.stop_gradient(target)),
+            }
+        if self.teacher is not None:
+            given["sampler"] = self.teacher(state.frozen)
+            given["teacher"] = given["sampler"][0]
+        wanted = accepted(self.objective)
+        given = {name: value for name, value in given.items() if name in wanted}
+        return self.objective(key_loss, self.denoiser(params), x0, cond, **given)
 
 
-def build(config: ml_collections.ConfigDict, info: Any) -> Experiment:
+def build(
+    config: ml_collections.ConfigDict, info: Any, teacher: Teacher | None = None
+) -> Experiment:
     """The experiment of a config on the data that `info` (`data.Info`) describes.
+
+    Args:
+      teacher: what config.loss.teacher names, from `runs.teacher`; only training needs it.
 
     Raises:
       UserError: an unknown name or argument, a network that does not fit the data, or sizes that do
@@ -138,10 +183,6 @@ def build(config: ml_collections.ConfigDict, info: Any) -> Experiment:
     from jdiff import models
 
     schedule = call("config.schedule", schedules.BY_NAME, config.schedule)
-    weighting = None
-    if config.loss.weighting.name != "own":
-        table = weightings.BY_NAME | {"own": None}
-        weighting = call("config.loss.weighting", table, config.loss.weighting)
     construct = _model(config, info)
     try:
         apply, _ = models.abstract(construct)
@@ -157,10 +198,13 @@ def build(config: ml_collections.ConfigDict, info: Any) -> Experiment:
         build=construct,
         schedule=schedule,
         parameterization=parameterization(**config.parameterization),
-        distribution=call(
-            "config.loss.distribution", distributions.BY_NAME, config.loss.distribution
+        objective=objective(config),
+        coupling=call(
+            "config.loss.coupling",
+            couplings.BY_NAME | {"independent": lambda: None},
+            config.loss.coupling,
         ),
-        weighting=weighting,
+        teacher=teacher,
         optimizer=optimizer,
         learning_rate=learning_rate,
         averages=ema.build(config.ema, config.train.batch_size),
@@ -179,13 +223,16 @@ def check(exp: Experiment, info: Any) -> None:
     x = jax.ShapeDtypeStruct((2, *info.shape), "float32")
     t = jax.ShapeDtypeStruct((2,), "float32")
     cond = {name: jax.ShapeDtypeStruct((2,), "int32") for name in exp.null}
+    cond |= {name.removeprefix("t-"): t for name in exp.config.model.get("scalars", ())}
     try:
         out = jax.eval_shape(exp.apply, models.abstract(exp.build)[1], x, t, cond)
     except ValueError as error:
         raise UserError(f"config.model does not fit the data {info.name}: {error}") from error
-    if out.shape != x.shape:
+    twice = exp.parameterization.variance != "fixed"
+    wanted = (*info.shape[:-1], info.shape[-1] * (1 + twice))
+    if out.shape[1:] != wanted:
         raise UserError(
-            f"config.model: the output for {info.name} is {out.shape[1:]}, not {info.shape}."
+            f"config.model: the output for {info.name} is {out.shape[1:]}, not {wanted}."
         )
 
 
@@ -205,13 +252,12 @@ def prepared(info: Any, config: Any) -> Any:
     return info
 
 
-def sampler(
-    config: ml_collections.ConfigDict, denoiser: Any, null: dict[str, int]
-) -> tuple[Any, solvers.Solver, Array]:
+def sampler(config: ml_collections.ConfigDict, denoiser: Any, null: dict[str, int]) -> Sampler:
     """(guided denoiser, solver, times) of `config.sampling`.
 
     Raises:
-      UserError: an unknown solver, grid or argument, or guidance of a model without labels.
+      UserError: an unknown solver, grid or argument, a solver that does not serve the schedule or
+        the network, or guidance of a model without labels.
     """
     c = config.sampling
     schedule = denoiser.schedule
@@ -222,6 +268,13 @@ def sampler(
     for argument in grid:
         choose(f"config.sampling.grid {name}: argument", argument, accepted(grids.BY_NAME[name]))
     times = grids.BY_NAME[name](schedule, steps, **grid)
+    solver.check(schedule, times)
+    listens = {"s", "t-s"} & set(config.model.get("scalars", ()))
+    if bool(listens) != isinstance(solver, solvers.few_step.FlowMap):
+        raise UserError(
+            f"config.sampling.solver={c.solver.name!r}: a flow map (config.model.scalars with s) "
+            "is sampled by 'flow_map', and no other network is."
+        )
 
     if c.threshold is not None:
         table = {"static": guidance.static_threshold, "dynamic": guidance.dynamic_threshold}

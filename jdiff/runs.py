@@ -3,12 +3,15 @@
 config.json  run.json  metrics.jsonl  tb/  checkpoints/  samples/*.png  evaluation.json  report.html
 """
 
+import dataclasses
 import json
 import pathlib
 import platform
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any, NamedTuple
 
+import jax
 import ml_collections
 
 from jdiff import experiment
@@ -80,6 +83,56 @@ def load_run(
         restored = saved.restore_average(like, ema, step)
     denoiser = exp.denoiser(restored.state)
     return Run(workdir, config, denoiser, exp.null, exp.schedule, info, restored.step, ema)
+
+
+def teacher(
+    workdir: str | pathlib.Path, info: Any
+) -> tuple[PyTree, Callable[[PyTree], experiment.Sampler]]:
+    """(weights, weights -> (guided denoiser, solver, times)) of the run that another learns from.
+
+    It is guided and steps as its own config.sampling says, with the average that says.
+
+    Args:
+      workdir: what config.loss.teacher names.
+      info: of the data of the run that learns.
+
+    Raises:
+      UserError: as `load_run`, or the run's images or classes are others.
+    """
+    run = load_run(workdir)
+    theirs, ours = ((i.shape, i.num_classes) for i in (run.info, info))
+    if theirs != ours:
+        raise UserError(
+            f"config.loss.teacher={str(workdir)!r} was trained on {run.info.name}, with (shape, "
+            f"classes) {theirs}; {info.name} has {ours}."
+        )
+
+    def of(weights: PyTree) -> experiment.Sampler:
+        denoiser = dataclasses.replace(run.denoiser, params=weights)
+        return experiment.sampler(run.config, denoiser, run.null)
+
+    return run.denoiser.params, of
+
+
+def weights(workdir: str | pathlib.Path, like: PyTree) -> PyTree:
+    """The weights of a run that another starts from: the average with which it samples.
+
+    Raises:
+      UserError: as `load_run`, or its network is another than that of `like`.
+    """
+    found = load_run(workdir).denoiser.params
+    shapes = lambda tree: {
+        jax.tree_util.keystr(path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    theirs, ours = shapes(found), shapes(like)
+    for name in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(name) != ours.get(name):
+            raise UserError(
+                f"config.train.start={str(workdir)!r} is of another network: {name} is "
+                f"{theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} here."
+            )
+    return found
 
 
 def sampler(run: Run, **choices: Any) -> tuple[Any, Any, Array]:

@@ -67,7 +67,10 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
     _check(config.train)
     source = sources.source(config.data.name, config.data.train_split, config.data.data_dir)
     info = experiment.prepared(source.info, config.data)
-    exp = experiment.build(config, info)
+    frozen = teacher = None
+    if config.loss.teacher is not None:
+        frozen, teacher = runs.teacher(config.loss.teacher, info)
+    exp = experiment.build(config, info, teacher)
     experiment.check(exp, info)
     experiment.sampler(config, exp.denoiser(None), exp.null)  # its errors now, not in an hour
     feed = batches(
@@ -80,7 +83,10 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     whole, split = steps.shardings(mesh)
     key_init, key_train, key_sample = jax.random.split(jax.random.key(config.seed), 3)
-    state = steps.start(exp.init(key_init), key_train, exp.optimizer, exp.averages)
+    params = exp.init(key_init)
+    if config.train.start is not None:
+        params = runs.weights(config.train.start, params)
+    state = steps.start(params, key_train, exp.optimizer, exp.averages, frozen)
     state = jax.device_put(state, whole)
     step_fn = steps.compile_step(
         steps.make_step(exp.loss, exp.optimizer, exp.averages, config.train.accumulate), mesh

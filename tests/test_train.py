@@ -106,10 +106,10 @@ def test_sigterm_saves_and_the_same_command_goes_on(straight, tmp_path, monkeypa
 def test_a_loss_that_is_not_finite_stops_and_names_step_batch_and_checkpoint(tmp_path, monkeypatch):
     loss = experiment.Experiment.loss
 
-    def spoiled(self, params, key, batch):
+    def spoiled(self, params, key, batch, state):
         # The randomness of a step is a function of its number: the fifth draw is the bad one.
         bad = jax.random.key_data(key)[0] == jax.random.key_data(fifth)[0]
-        return loss(self, params, key, batch) + jax.numpy.where(bad, jax.numpy.nan, 0.0)
+        return loss(self, params, key, batch, state) + jax.numpy.where(bad, jax.numpy.nan, 0.0)
 
     key_train = jax.random.split(jax.random.key(0), 3)[1]
     fifth = jax.random.fold_in(key_train, 4)

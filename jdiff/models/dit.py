@@ -6,7 +6,7 @@ stacked and scanned, which makes the compile time independent of the depth.
 
 import difflib
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jdiff.models import layers, stacked
 from jdiff.models.attention import Attention
 from jdiff.models.initializers import Init, normal, param, xavier_uniform, zeros
 from jdiff.models.layers import Linear, layer_norm, run
+from jdiff.models.scalars import Scalars
 
 
 class DiT(nnx.Module):
@@ -28,7 +29,9 @@ class DiT(nnx.Module):
         patch: side of a patch in pixels.
         width: channels of a token; a multiple of 4 and of `heads`.
         depth: number of blocks.
-        time_scale: multiplies t ahead of its embedding.
+        scalars: further numbers in `cond`, embedded like t; ("t-s",) makes it a flow map. See
+            `Scalars`.
+        time_scale: multiplies t (and the scalars) ahead of its embedding.
         dtype: of the activations; parameters, norms, softmax and the time embedding stay float32.
         scan: stack the blocks and scan over them; `stack_blocks` converts weights.
         remat: recompute the blocks' activations in the backward pass.
@@ -48,6 +51,7 @@ class DiT(nnx.Module):
         heads: int = 6,
         mlp_ratio: float = 4.0,
         num_classes: int = 0,
+        scalars: Sequence[str] = (),
         time_scale: float = 1.0,
         dtype: str | jnp.dtype = "float32",
         scan: bool = False,
@@ -67,6 +71,9 @@ class DiT(nnx.Module):
         self.time1 = _linear(256, width, init=normal(0.02), rngs=rngs)
         self.time2 = _linear(width, width, init=normal(0.02), rngs=rngs)
         self.label = param(rngs, (num_classes + 1, width), normal(0.02)) if num_classes else None
+        linear = functools.partial(_linear, init=normal(0.02), rngs=rngs)
+        pair = lambda: (linear(256, width), linear(width, width))
+        self.scalars = Scalars(scalars, pair) if scalars else None
         block = functools.partial(Block, width, heads, int(mlp_ratio * width), dtype=dtype)
         if scan:
             self.blocks = stacked.stack(block, depth, rngs)
@@ -97,7 +104,10 @@ class DiT(nnx.Module):
             num_classes=self.num_classes,
         )
         rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
-        c = self.time2(jax.nn.silu(self.time1(layers.sinusoidal(t, 256, scale=self.time_scale))))
+        waves = functools.partial(layers.sinusoidal, channels=256, scale=self.time_scale)
+        c = self.time2(jax.nn.silu(self.time1(waves(t))))
+        if self.scalars is not None:
+            c = c + self.scalars(t, cond, waves)
         if self.label is not None:
             c = c + jnp.take(self.label[...], cond["label"], axis=0, mode="fill")
         c = jax.nn.silu(c)

@@ -15,6 +15,7 @@ from flax import nnx
 from jdiff.models import layers
 from jdiff.models.initializers import normal, zeros
 from jdiff.models.layers import Conv, GroupNorm, Linear, run
+from jdiff.models.scalars import Scalars
 from jdiff.models.unet_blocks import INITS, STYLES, Block, Style, named_style, resample_layer
 
 __all__ = [
@@ -40,9 +41,11 @@ class UNet(nnx.Module):
         channels: width of the first level, multiplied by `multipliers` at each level.
         blocks: residual blocks a level (the decoder has one more).
         attention_sizes: resolutions with self-attention; the middle always has it.
+        scalars: further numbers in `cond`, embedded like t; ("t-s",) makes it a flow map. See
+            `Scalars`.
         dropout: rate inside the residual blocks.
         style: a name in `STYLES` or a `Style`.
-        time_scale: multiplies t ahead of its embedding.
+        time_scale: multiplies t (and the scalars) ahead of its embedding.
         frequencies: of the "fourier" embedding, `channels * time_width / 2` of them; by default
             `layers.gaussian_frequencies` with scale 16.
         dtype: of the activations, "float32" or "bfloat16"; parameters, norms, softmax and the
@@ -65,6 +68,7 @@ class UNet(nnx.Module):
         attention_sizes: Sequence[int] = (16,),
         num_classes: int = 0,
         augment_dim: int = 0,
+        scalars: Sequence[str] = (),
         dropout: float = 0.0,
         style: str | Style = "ddpmpp",
         time_scale: float = 1.0,
@@ -101,6 +105,8 @@ class UNet(nnx.Module):
         linear = functools.partial(inits.linear, rngs=rngs)
         self.time1 = linear(self.time_channels, width)
         self.time2 = linear(width, width)
+        pair = lambda: (linear(self.time_channels, width), linear(width, width))
+        self.scalars = Scalars(scalars, pair) if scalars else None
         label = augment = None
         if num_classes and s.label == "before":
             label = linear(num_classes, self.time_channels)
@@ -204,16 +210,7 @@ class UNet(nnx.Module):
 
     def embed(self, t: jax.Array, cond: Mapping[str, jax.Array]) -> jax.Array:
         """The vector that conditions every block, [B, 4 * channels], float32."""
-        if self.style.time == "fourier":
-            waves = layers.fourier(self.time_scale * t, self.frequencies)
-        else:
-            waves = layers.sinusoidal(
-                t,
-                self.time_channels,
-                order=self.style.time,
-                endpoint=self.style.time == "sin_cos",
-                scale=self.time_scale,
-            )
+        waves = self.waves(t)
         label = 0.0
         if self.label is not None:
             # No row is hot for the null label, so it adds nothing but the bias.
@@ -229,8 +226,22 @@ class UNet(nnx.Module):
                 )
             waves = waves + self.augment(given)
         before, after = (label, 0.0) if self.style.label == "before" else (0.0, label)
+        if self.scalars is not None:
+            after = after + self.scalars(t, cond, self.waves)
         h = jax.nn.silu(self.time1(waves + before))
         return jax.nn.silu(self.time2(h) + after)
+
+    def waves(self, t: jax.Array) -> jax.Array:
+        """The sinusoids of t, [B, time_channels], float32."""
+        if self.style.time == "fourier":
+            return layers.fourier(self.time_scale * t, self.frequencies)
+        return layers.sinusoidal(
+            t,
+            self.time_channels,
+            order=self.style.time,
+            endpoint=self.style.time == "sin_cos",
+            scale=self.time_scale,
+        )
 
 
 class Stage(nnx.Module):

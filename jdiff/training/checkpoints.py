@@ -1,6 +1,7 @@
 """Checkpoints: Orbax, asynchronous and atomic; what is read is checked against what is asked."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import pathlib
@@ -46,7 +47,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data)
+                state=ocp.args.StandardSave(_given(state)), data=ocp.args.JsonSave(data)
             ),
             force=True,
         )
@@ -68,7 +69,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         step = self._find(step)
-        target = jax.tree.map(_abstract, like)
+        target = jax.tree.map(_abstract, _given(like))
         try:
             with _quiet():
                 restored = self._manager.restore(
@@ -79,7 +80,10 @@ class Checkpoints:
                 )
         except Exception as error:  # Orbax raises many kinds for a truncated or foreign checkpoint
             raise UserError(self._damaged(step, error)) from error
-        return Restored(step, restored.state, restored.data)
+        state = restored.state
+        if dataclasses.is_dataclass(like):
+            state = dataclasses.replace(like, **state)
+        return Restored(step, state, restored.data)
 
     def restore_average(self, like: PyTree, name: str, step: int | None = None) -> Restored:
         """Reads the weights alone: an average by name, or "params".
@@ -146,6 +150,17 @@ def opened(workdir: pathlib.Path, keep: int = 2, *, write: bool = True) -> Itera
         yield Checkpoints(manager, folder)
     finally:
         manager.close()
+
+
+def _given(state: PyTree) -> PyTree:
+    """The fields of a struct that are not None, by name.
+
+    Orbax would write down the others too, and then refuse what was saved before they existed.
+    """
+    if not dataclasses.is_dataclass(state):
+        return state
+    values = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _abstract(a: Any) -> jax.ShapeDtypeStruct:

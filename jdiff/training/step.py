@@ -1,5 +1,6 @@
 """The training state and one step: a pure function of plain trees, compiled once."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ class State:
       step: how many steps were taken.
       key: the run's key; a step's randomness is `fold_in(key, step)`.
       bad_step: the first step whose loss or gradient was not finite, or -1.
+      frozen: weights that the loss needs and training does not change (a teacher's), or None.
     """
 
     params: PyTree
@@ -30,15 +32,16 @@ class State:
     step: Array
     key: Array
     bad_step: Array
+    frozen: PyTree = None
 
 
-Loss = Callable[[PyTree, Array, PyTree], Array]
+Loss = Callable[[PyTree, Array, PyTree, State], Array]
 Step = Callable[[State, PyTree], tuple[State, dict[str, Array]]]
 
 
 def start(
     params: PyTree, key: Array, optimizer: optax.GradientTransformation,
-    averages: dict[str, ema.Average],
+    averages: dict[str, ema.Average], frozen: PyTree = None,
 ) -> State:  # fmt: skip
     """The state before the first step."""
     return State(
@@ -48,6 +51,7 @@ def start(
         step=jnp.zeros((), jnp.int32),
         key=key,
         bad_step=jnp.full((), -1, jnp.int32),
+        frozen=frozen,
     )
 
 
@@ -58,29 +62,31 @@ def make_step(
     """step(state, batch) -> (state, {"loss", "grad_norm"}), to be jitted with the state donated.
 
     Args:
-      loss: (params, key, batch) -> `[B]`, or any shape; its mean is minimised.
+      loss: (params, key, batch, state) -> `[B]`, or any shape; its mean is minimised over the
+        params. The state, as it is before the step, is for a loss that makes its own targets: from
+        averages of the weights, frozen weights, or by the step's number.
       accumulate: micro-batches: the batch is cut into this many parts and their gradients averaged,
         which is the gradient of the whole batch.
     """
 
-    def gradient(params: PyTree, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
-        return jax.value_and_grad(lambda p: jnp.mean(loss(p, key, batch)))(params)
+    def gradient(state: State, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
+        return jax.value_and_grad(lambda p: jnp.mean(loss(p, key, batch, state)))(state.params)
 
-    def accumulated(params: PyTree, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
+    def accumulated(state: State, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
         cut = lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1)
         keys = jax.random.split(key, accumulate)
 
         def add(total: PyTree, part: tuple) -> tuple[PyTree, None]:
-            return jax.tree.map(jnp.add, total, gradient(params, *part)), None
+            return jax.tree.map(jnp.add, total, gradient(state, *part)), None
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
         total, _ = jax.lax.scan(add, zero, (keys, jax.tree.map(cut, batch)))
         return jax.tree.map(lambda a: a / accumulate, total)
 
     def step(state: State, batch: PyTree) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)
         one = gradient if accumulate == 1 else accumulated
-        value, grads = one(state.params, key, batch)
+        value, grads = one(state, key, batch)
         norm = optax.tree.norm(grads)
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -88,12 +94,12 @@ def make_step(
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         # Recorded in the state, so that the host may look late and still name the step.
         bad_step = jnp.where((state.bad_step < 0) & ~finite, count, state.bad_step)
-        new = State(
+        new = dataclasses.replace(
+            state,
             params=params,
             opt=opt,
             averages=ema.update(averages, state.averages, params, count),
             step=count,
-            key=state.key,
             bad_step=bad_step,
         )
         return new, {"loss": value, "grad_norm": norm, "bad_step": bad_step}

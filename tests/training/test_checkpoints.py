@@ -1,5 +1,7 @@
 """Checkpoints: what is saved comes back, and what cannot be read is named."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +38,30 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
     )  # fmt: skip
     assert all(jax.tree.leaves(same))
     assert jax.tree.structure(restored.state) == jax.tree.structure(state())
+
+
+def test_a_checkpoint_from_before_a_field_existed_is_read(tmp_path):
+    """Version 0.1 had no `frozen`, and wrote down the fields that it had."""
+    import orbax.checkpoint as ocp
+
+    full = state(1.5)
+    old = {name: value for name, value in vars(full).items() if name != "frozen"}
+    with checkpoints.opened(tmp_path) as saved:
+        state_, data = ocp.args.StandardSave(old), ocp.args.JsonSave({"position": 1})
+        saved._manager.save(1, args=ocp.args.Composite(state=state_, data=data))
+    with checkpoints.opened(tmp_path) as saved:
+        restored = saved.restore(state(0.0)).state
+    assert restored.frozen is None
+    np.testing.assert_array_equal(restored.params["layer"]["w"], full.params["layer"]["w"])
+
+
+def test_frozen_weights_are_saved_with_the_rest(tmp_path):
+    frozen = {"w": jnp.arange(3.0)}
+    with checkpoints.opened(tmp_path) as saved:
+        saved.save(dataclasses.replace(state(), frozen=frozen), {}, 1)
+    like = dataclasses.replace(state(0.0), frozen={"w": jnp.zeros(3)})
+    with checkpoints.opened(tmp_path) as saved:
+        np.testing.assert_array_equal(saved.restore(like).state.frozen["w"], frozen["w"])
 
 
 def test_the_newest_are_kept_and_any_of_them_can_be_asked_for(tmp_path):

@@ -11,7 +11,7 @@ from jdiff.training import ema, step
 AVERAGES = {"slow": ema.constant(decay=0.9), "wide": ema.power(0.1)}
 
 
-def loss(params, key, batch):
+def loss(params, key, batch, state):
     """[B]: a linear model's squared error."""
     return jnp.square(batch["x"] @ params["w"] - batch["y"])
 
@@ -49,7 +49,7 @@ def test_accumulated_micro_batches_are_one_big_batch(parts):
 
 
 def test_each_step_draws_anew_and_a_step_is_a_function_of_its_number():
-    noise = lambda params, key, batch: jax.random.normal(key, (4,)) + 0 * params["w"][0]
+    noise = lambda params, key, batch, state: jax.random.normal(key, (4,)) + 0 * params["w"][0]
     optimizer = optax.sgd(0.0)
     run = step.make_step(noise, optimizer, {})
     state = step.start({"w": jnp.zeros(1)}, jax.random.key(0), optimizer, {})
@@ -78,9 +78,9 @@ def test_the_step_compiles_once_and_gives_its_input_up():
     whole, split = step.shardings(mesh)
     traces = []
 
-    def counted(params, key, batch):
+    def counted(params, key, batch, state):
         traces.append(1)
-        return loss(params, key, batch)
+        return loss(params, key, batch, state)
 
     run = step.compile_step(step.make_step(counted, optimizer, AVERAGES), mesh)
     state = jax.device_put(fresh(optimizer), whole)
@@ -104,3 +104,24 @@ def test_four_devices_take_the_step_of_one():
         together, b = four(together, jax.device_put(data(), split))
     np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
     np.testing.assert_allclose(alone.params["w"], together.params["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_loss_sees_the_state_before_the_step_and_frozen_weights_stay(parts):
+    """Distance to (frozen + average + step): its gradient says what the loss was given."""
+
+    def chase(params, key, batch, state):
+        goal = state.frozen["w"] + state.averages["slow"]["w"] + state.step
+        return jnp.square(params["w"] - goal)[None] * jnp.ones_like(batch)[:, None]
+
+    optimizer = optax.sgd(1.0)
+    run = jax.jit(step.make_step(chase, optimizer, AVERAGES, parts))
+    start, frozen = {"w": jnp.array([1.0])}, {"w": jnp.array([10.0])}
+    state = step.start(start, jax.random.key(0), optimizer, AVERAGES, frozen)
+    w, slow = 1.0, 1.0
+    for k in range(3):
+        state, _ = run(state, jnp.ones(4))
+        w = w - 2 * (w - (10.0 + slow + k))
+        slow = slow + 0.1 * (w - slow)
+        np.testing.assert_allclose(state.params["w"], [w], rtol=1e-6)
+    np.testing.assert_array_equal(state.frozen["w"], frozen["w"])
