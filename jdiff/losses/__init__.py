@@ -20,6 +20,7 @@ from jdiff.losses.meanflow import meanflow
 from jdiff.losses.progressive import progressive
 from jdiff.losses.reflow import reflow
 from jdiff.losses.shortcut import shortcut
+from jdiff.losses.variance import hybrid
 
 #: Losses that a config can name. Of their arguments, training hands over those that are its own
 #: (see `experiment.Experiment.loss`); the others are the config's.
@@ -27,7 +28,7 @@ BY_NAME = {
     "denoising": denoising, "flow_matching": flow_matching, "consistency": consistency,
     "consistency_distillation": consistency_distillation, "progressive": progressive,
     "reflow": reflow, "shortcut": shortcut, "meanflow": meanflow,
-    "conditional_flow": conditional_flow,
+    "conditional_flow": conditional_flow, "hybrid": hybrid,
 }  # fmt: skip
 
 #: Those whose networks are asked with the target time in cond["s"].
@@ -35,6 +36,6 @@ FLOW_MAPS = ("shortcut", "meanflow")
 
 __all__ = [
     "BY_NAME", "Distribution", "FLOW_MAPS", "Weighting", "conditional_flow", "consistency",
-    "consistency_distillation", "denoising", "flow_matching", "latent_noise", "meanflow", "normal",
-    "progressive", "reflow", "shortcut",
+    "consistency_distillation", "denoising", "flow_matching", "hybrid", "latent_noise", "meanflow",
+    "normal", "progressive", "reflow", "shortcut",
 ]  # fmt: skip

@@ -47,16 +47,24 @@ def denoising(
     cond = {} if cond is None else cond
     key_t, key_eps = jax.random.split(key)
     schedule, row = denoiser.schedule, denoiser.parameterization
-    batch = batch_size(x0)
-    t = (distribution or Uniform())(key_t, batch, first(schedule))
+    t = (distribution or Uniform())(key_t, batch_size(x0), first(schedule))
     if eps is None:
         eps = normal(key_eps, x0)
     x = corrupt(schedule, x0, eps, t)
     output, _ = row.split(denoiser.output(x, t, cond, dropout_key))
+    return output_error(denoiser, output, x0, eps, t, weighting)
+
+
+def output_error(
+    denoiser: Network, output: PyTree, x0: PyTree, eps: PyTree, t: Array,
+    weighting: Weighting | None = None,
+) -> Array:  # fmt: skip
+    """The mean squared error `[B]` of a network's output F, its weight given in x0 or none."""
+    schedule, row, batch = denoiser.schedule, denoiser.parameterization, batch_size(x0)
     target = row.target_of(schedule, x0, eps, t)
 
     def squared(s: Schedule, output: Array, target: Array) -> tuple[Array, int]:
-        error = jnp.square(output.astype(jnp.float32) - target).reshape(batch, -1)
+        error = jnp.square(output.astype(target.dtype) - target).reshape(batch, -1)
         weight = 1.0
         if weighting is not None:  # an error e in F is an error -sigma e / det in x0
             to_x0 = s.sigma(t) / row.determinant(s, t)
