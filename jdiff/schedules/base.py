@@ -97,6 +97,14 @@ def real(t: Any) -> Array:
     return t.astype(jnp.promote_types(t.dtype, jnp.float32))
 
 
+def lost(t: Array, n: Array) -> Array:
+    """1 - (1 - t)^n with its digits at small t, and with its derivative at t = 1."""
+    t = real(t)
+    early = t < 0.5
+    small = jnp.where(early, t, 0.0)
+    return jnp.where(early, -jnp.expm1(n * jnp.log1p(-small)), 1.0 - (1.0 - t) ** n)
+
+
 def ordered(where: str, low_name: str, low: Any, high_name: str, high: Any) -> None:
     """Raises a UserError unless low < high, where both are plain numbers."""
     if isinstance(low, int | float) and isinstance(high, int | float) and not low < high:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jdiff.pytree import Array, struct
-from jdiff.schedules.base import Schedule, positive, real
+from jdiff.schedules.base import Schedule, lost, positive, real
 
 
 @struct
@@ -53,28 +53,22 @@ class Polynomial(Schedule):
         return (1.0 - real(t)) ** self.n
 
     def sigma(self, t: Array) -> Array:
-        """1 - (1 - t)^n, through expm1 so that small t keep their digits."""
-        return -jnp.expm1(self.n * jnp.log1p(-real(t)))
-
-    def rates(self, t: Array) -> tuple[Array, Array]:
-        """(-n (1 - t)^(n - 1), n (1 - t)^(n - 1)): finite at t = 1 for n >= 1."""
-        rate = self.n * (1.0 - real(t)) ** (self.n - 1.0)
-        return -rate, rate
+        """1 - (1 - t)^n."""
+        return lost(t, self.n)
 
     def logsnr(self, t: Array) -> Array:
         """2 log(alpha / (1 - alpha))."""
-        log_alpha = self.n * jnp.log1p(-real(t))
-        return 2.0 * (log_alpha - jnp.log(-jnp.expm1(log_alpha)))
+        return 2.0 * (self.n * jnp.log1p(-real(t)) - jnp.log(self.sigma(t)))
 
     def time(self, logsnr: Array) -> Array:
         """1 - sigmoid(logsnr / 2)^(1 / n)."""
         return -jnp.expm1(jax.nn.log_sigmoid(0.5 * real(logsnr)) / self.n)
 
     def warp(self, t: Array, shift: Array) -> Array:
-        """In closed form, finite at t = 1."""
-        alpha = self.alpha(t)
-        gain = shift / (1.0 - alpha + shift * alpha)
-        return 1.0 - (1.0 - real(t)) * gain ** (1.0 / self.n)
+        """t + (1 - t) (1 - (1 + (1 / shift - 1) sigma)^(-1 / n)), smooth at t = 1."""
+        t = real(t)
+        gain = -jnp.log1p((1.0 / shift - 1.0) * self.sigma(t)) / self.n
+        return t - (1.0 - t) * jnp.expm1(gain)
 
 
 def rectified_flow() -> RectifiedFlow:

@@ -91,7 +91,7 @@ def monotone(
       UserError: logsnr_min is not below logsnr_max.
     """
     ordered("monotone", "logsnr_min", logsnr_min, "logsnr_max", logsnr_max)
-    dtype = jnp.result_type(float)
+    dtype, draw = jnp.result_type(float), jnp.float32  # the same schedule in either precision
     for_weights, for_centres = jax.random.split(key)
     inverse_softplus = lambda y: math.log(math.expm1(y))
     steepness = 8.0
@@ -99,7 +99,7 @@ def monotone(
         logsnr_min=jnp.asarray(logsnr_min, dtype),
         logsnr_max=jnp.asarray(logsnr_max, dtype),
         slope=jnp.asarray(inverse_softplus(1.0), dtype),
-        weights=jax.random.normal(for_weights, (hidden,), dtype),
+        weights=jax.random.normal(for_weights, (hidden,), draw).astype(dtype),
         scales=jnp.full((hidden,), inverse_softplus(steepness), dtype),
-        biases=-steepness * jax.random.uniform(for_centres, (hidden,), dtype),
+        biases=-steepness * jax.random.uniform(for_centres, (hidden,), draw).astype(dtype),
     )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jdiff.pytree import Array, struct
-from jdiff.schedules.base import Schedule, ordered, positive, real
+from jdiff.schedules.base import Schedule, lost, ordered, positive, real
 
 
 class Limited(Schedule):
@@ -120,28 +120,21 @@ class PowerVP(Schedule):
 
     def sigma(self, t: Array) -> Array:
         """sqrt(1 - (1 - t)^(2 n))."""
-        return jnp.sqrt(-jnp.expm1(2.0 * self.n * jnp.log1p(-real(t))))
-
-    def rates(self, t: Array) -> tuple[Array, Array]:
-        """(-n (1 - t)^(n - 1), n (1 - t)^(2 n - 1) / sigma): finite at t = 1 for n >= 1."""
-        left = 1.0 - real(t)
-        n = self.n
-        return -n * left ** (n - 1.0), n * left ** (2.0 * n - 1.0) / self.sigma(t)
+        return jnp.sqrt(lost(t, 2.0 * self.n))
 
     def logsnr(self, t: Array) -> Array:
         """2 n log(1 - t) - log(1 - (1 - t)^(2 n))."""
-        log_power = 2.0 * self.n * jnp.log1p(-real(t))
-        return log_power - jnp.log(-jnp.expm1(log_power))
+        return 2.0 * self.n * jnp.log1p(-real(t)) - jnp.log(lost(t, 2.0 * self.n))
 
     def time(self, logsnr: Array) -> Array:
         """1 - sigmoid(logsnr)^(1 / 2 n)."""
         return -jnp.expm1(jax.nn.log_sigmoid(real(logsnr)) / (2.0 * self.n))
 
     def warp(self, t: Array, shift: Array) -> Array:
-        """In closed form, finite at t = 1."""
-        power, shift2 = self.alpha(t) ** 2, jnp.square(shift)
-        gain = shift2 / (1.0 - power + shift2 * power)
-        return 1.0 - (1.0 - real(t)) * gain ** (0.5 / self.n)
+        """t + (1 - t) (1 - (1 + (1 / shift^2 - 1) sigma^2)^(-1 / 2 n)), smooth at t = 1."""
+        t = real(t)
+        gain = -jnp.log1p((shift**-2.0 - 1.0) * lost(t, 2.0 * self.n)) / (2.0 * self.n)
+        return t - (1.0 - t) * jnp.expm1(gain)
 
 
 @struct
