@@ -1,4 +1,4 @@
-"""Exponential integrators: exact in the linear part; order 1 is alpha_s x0 + sigma_s eps."""
+"""DDIM, the exponential integrator of order 1, and its DDPM side; higher orders add to its step."""
 
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ from jdiff.noise import Noise
 from jdiff.predictions import Prediction
 from jdiff.pytree import Array, PyTree, broadcast_time, struct
 from jdiff.schedules import Schedule, schedule_map
-from jdiff.solvers.base import Solver, safe_ratio
+from jdiff.solvers.base import Solver
 
 
 @struct
@@ -44,41 +44,6 @@ class DDIM(Solver):
         return x_next, memory, prediction
 
 
-@struct
-class DPMpp2M(Solver):
-    """Order 2, one evaluation a step: the previous x0 gives the slope."""
-
-    order: ClassVar[int] = 2
-    evaluations: ClassVar[int] = 1
-
-    def init(self, x: PyTree, times: Array) -> Any:
-        """(previous x0, previous t, whether there is one)."""
-        blank = lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32))
-        return jax.tree.map(blank, x), jnp.asarray(times)[0], jnp.asarray(False)
-
-    def step(
-        self, denoise: Any, schedule: PyTree, x: PyTree, memory: Any, t: Array, s: Array,
-        noise: Noise, cond: PyTree,
-    ) -> tuple[PyTree, Any, Prediction]:  # fmt: skip
-        """Algorithm 2 of Lu et al. 2022 (2211.01095), with lambda = log(alpha / sigma)."""
-        prediction = denoise(x, broadcast_time(t, x), cond)
-        x0_last, t_last, have = memory
-
-        def update(sched: Schedule, x: Array, x0: Array, x0_last: Array) -> Array:
-            lam, lam_s, lam_last = (0.5 * sched.logsnr(a) for a in (t, s, t_last))
-            h, h_last = lam_s - lam, lam - lam_last
-            # 1 / (2 r) with r = h_last / h. First order at the start, and where h is infinite: the
-            # step to sigma = 0, and those next to alpha = 0.
-            usable = have & jnp.isfinite(h) & jnp.isfinite(h_last)
-            slope = jnp.where(usable, 0.5 * safe_ratio(h, h_last), 0.0)
-            d = x0 + slope * (x0 - x0_last)
-            return sched.sigma(s) / sched.sigma(t) * x - sched.alpha(s) * jnp.expm1(-h) * d
-
-        x_next = schedule_map(update, schedule, x, prediction.x0, x0_last)
-        x0 = jax.tree.map(lambda a, old: a.astype(old.dtype), prediction.x0, x0_last)
-        return x_next, (x0, t, jnp.asarray(True)), prediction
-
-
 def ddim(eta: Array | float = 0.0) -> DDIM:
     """DDIM (Song et al. 2021). eta = 0 is deterministic, eta = 1 is DDPM's posterior sampling.
 
@@ -90,9 +55,10 @@ def ddim(eta: Array | float = 0.0) -> DDIM:
     return DDIM(eta)
 
 
-def dpmpp_2m() -> DPMpp2M:
-    """DPM-Solver++(2M) (Lu et al. 2022), order 2 with one evaluation a step."""
-    return DPMpp2M()
+def ddim_update(schedule: PyTree, prediction: Prediction, s: Array) -> PyTree:
+    """alpha_s x0 + sigma_s eps: DDIM's step to s, whatever the time of the prediction."""
+    mix = lambda sched, x0, eps: sched.alpha(s) * x0 + sched.sigma(s) * eps
+    return schedule_map(mix, schedule, prediction.x0, prediction.eps)
 
 
 def posterior_std(schedule: Schedule, t: Array, s: Array) -> Array:
