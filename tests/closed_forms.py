@@ -21,6 +21,31 @@ SCHEDULES = {
     "ddpm_linear": schedules.ddpm_linear,
     "rectified_flow": schedules.rectified_flow,
 }
+#: Every schedule and wrapper, for the proofs of the schedules and of the grids themselves.
+ALL_SCHEDULES = SCHEDULES | {
+    "ve": schedules.ve,
+    "ve_sqrt": schedules.ve_sqrt,
+    "sub_vp": schedules.sub_vp,
+    "gvp": schedules.gvp,
+    "sigmoid": schedules.sigmoid,
+    "sigmoid_skewed": lambda: schedules.sigmoid(0.0, 3.0, 0.7),
+    "linear_vp": schedules.linear_vp,
+    "linear_gamma": schedules.linear_gamma,
+    "linear_logsnr": schedules.linear_logsnr,
+    "polynomial": lambda: schedules.polynomial(1.5),
+    "monotone": lambda: schedules.monotone(jax.random.key(0), hidden=16),
+    "scaled_linear": schedules.scaled_linear,
+    "squared_cosine": schedules.squared_cosine,
+    "ncsn": schedules.ncsn,
+    "zero_terminal_scaled_linear": lambda: schedules.zero_terminal_snr(schedules.scaled_linear()),
+    "zero_terminal_vp_linear": lambda: schedules.zero_terminal_snr(schedules.vp_linear()),
+    "shifted_flow": lambda: schedules.shifted(schedules.rectified_flow(), 1 / 3),
+    "shifted_sub_vp": lambda: schedules.shifted(schedules.sub_vp(), 0.5),
+    "shifted_polynomial": lambda: schedules.shifted(schedules.polynomial(1.5), 0.5),
+    "shifted_linear_vp": lambda: schedules.shifted(schedules.linear_vp(), 0.5),
+    "shifted_gvp": lambda: schedules.shifted(schedules.gvp(), 0.5),
+    "shifted_table": lambda: schedules.shifted(schedules.ddpm_linear(), 0.5),
+}
 CONTINUOUS = [name for name in SCHEDULES if name != "ddpm_linear"]
 VARIANCE_PRESERVING = ["vp_linear", "cosine", "ddpm_linear"]
 
@@ -39,8 +64,11 @@ def x64(test):
 def ends(schedule) -> tuple[float, float]:
     """(low, high) times with a finite logSNR: the domain, or just inside it."""
     low, high = float(schedule.t_min), float(schedule.t_max)
-    if isinstance(schedule, schedules.RectifiedFlow):
-        low, high = 1e-3, 1 - 1e-3
+    margin = 1e-3 * (high - low)
+    if low == schedule.t_data:
+        low += margin
+    if float(schedule.alpha(high)) == 0:
+        high -= margin
     return low, high
 
 

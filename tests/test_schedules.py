@@ -1,135 +1,148 @@
 """Noise schedules: the path x_t = alpha x0 + sigma eps, its logSNR and its SDE."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closed_forms import SCHEDULES, VARIANCE_PRESERVING, ends, inside, x64
+from closed_forms import ALL_SCHEDULES, SCHEDULES, ends, inside, x64
 
 from jdiff import UserError, schedules
 
-every = pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDULES)
+every = pytest.mark.parametrize("name", ALL_SCHEDULES)
+EXPLODING = ["edm", "ve", "ve_sqrt", "ncsn"]
+CONVEX = ["rectified_flow", "polynomial", "shifted_flow", "shifted_polynomial"]
+SUB = ["sub_vp", "shifted_sub_vp"]
+PRESERVING = [name for name in ALL_SCHEDULES if name not in EXPLODING + CONVEX + SUB]
 
 
-def _differences(f, t, h):
-    """d f / dt by the five-point rule."""
-    return (f(t - 2 * h) - 8 * f(t - h) + 8 * f(t + h) - f(t + 2 * h)) / (12 * h)
+@jax.jit
+def _quantities(s, t):
+    """All that a schedule offers at times t, in one program."""
+    logsnr, slope = jax.jvp(s.logsnr, (t,), (jnp.ones_like(t),))
+    return {
+        "t": t, "alpha": s.alpha(t), "sigma": s.sigma(t), "logsnr": logsnr, "slope": slope,
+        "again": s.time(logsnr), "rates": jnp.stack(s.rates(t), -1),
+        "drift": s.drift(t), "diffusion": s.diffusion(t), "sigma_ratio": s.sigma_ratio(t),
+    }  # fmt: skip
+
+
+@functools.cache
+def parts(name, bits=64):
+    """`_quantities` of a schedule by name as numpy arrays, each over three sets of times.
+
+    "all": the domain; "beside": h apart by [-2, -1, 0, 1, 2], off a table's steps, where its slope
+    is one-sided; "span": evenly spaced, between two steps of a table.
+    """
+    with jax.enable_x64(False):
+        low, high = ends(ALL_SCHEDULES[name]())
+    with jax.enable_x64(bits == 64):
+        s = ALL_SCHEDULES[name]()
+        near = (high - low) * np.geomspace(1e-4, 0.5, 20)
+        t = np.concatenate([np.linspace(low, high, 41), low + near, high - near])
+        t = np.unique(t.astype(np.float32)).astype(float)  # the same in either precision
+        t = t[(t >= low) & (t <= high)]
+        middle = np.linspace(low, high, 13)[1:-1]
+        if s.T is not None:
+            middle = np.floor(middle) + 0.4
+        h = 1e-4 * middle * np.minimum(1, (high - middle) / middle)
+        beside = middle[:, None] + h[:, None] * np.arange(-2, 3)
+        span = np.linspace(0.95 * low + 0.05 * high, 0.05 * low + 0.95 * high, 401)
+        if s.T is not None:
+            span = np.linspace(0.4 * s.T + 0.1, 0.4 * s.T + 0.9, 401)
+        times = np.concatenate([t, beside.ravel(), span])
+        out = _quantities(s, jnp.asarray(times, jnp.result_type(float)))
+        out = {k: np.asarray(v) for k, v in out.items()}
+    cuts = [len(t), len(t) + beside.size]
+    all_of, beside_of, span_of = (
+        {k: np.split(v, cuts)[i] for k, v in out.items()} for i in range(3)
+    )
+    beside_of = {k: v.reshape(*beside.shape, *v.shape[1:]) for k, v in beside_of.items()}
+    return {"all": all_of, "beside": beside_of, "span": span_of, "h": h}
+
+
+def at(name, bits=64):
+    """`_quantities` over the domain."""
+    return parts(name, bits)["all"]
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@every
+def test_the_data_is_alpha_one_and_sigma_zero_exactly(name, bits):
+    with jax.enable_x64(bits == 64):
+        s = ALL_SCHEDULES[name]()
+        values = [float(f(s.t_data)) for f in (s.alpha, s.sigma, s.logsnr)]
+    assert values == [1.0, 0.0, np.inf]
 
 
 @every
-def test_the_data_is_alpha_one_and_sigma_zero_exactly(make):
-    s = make()
-    assert float(s.alpha(s.t_data)) == 1.0
-    assert float(s.sigma(s.t_data)) == 0.0
-
-
-@every
-def test_the_domain_lies_above_the_data(make):
-    s = make()
+def test_the_domain_lies_above_the_data(name):
+    s = ALL_SCHEDULES[name]()
     assert s.t_data <= s.t_min < s.t_max
 
 
 @every
-@x64
-def test_logsnr_is_twice_log_alpha_over_sigma(make):
-    s = make()
-    t = inside(s, 33)
-    expected = 2 * np.log(np.asarray(s.alpha(t)) / np.asarray(s.sigma(t)))
-    np.testing.assert_allclose(s.logsnr(t), expected, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(s.sigma_ratio(t), s.sigma(t) / s.alpha(t), rtol=1e-9)
+def test_logsnr_is_twice_log_alpha_over_sigma(name):
+    s = at(name)
+    np.testing.assert_allclose(s["logsnr"], 2 * np.log(s["alpha"] / s["sigma"]), 1e-8, 1e-9)
+    np.testing.assert_allclose(s["sigma_ratio"], s["sigma"] / s["alpha"], rtol=1e-8)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@every
+def test_logsnr_falls_strictly_with_t(name, bits):
+    assert (np.diff(at(name, bits)["logsnr"]) < 0).all()
+    assert (at(name, bits)["slope"] < 0).all()
 
 
 @every
-def test_logsnr_falls_strictly_with_t(make):
-    s = make()
-    low, high = ends(s)
-    t = np.linspace(low, high, 4001)
-    assert (np.diff(np.asarray(s.logsnr(jnp.asarray(t, jnp.float32)))) < 0).all()
+def test_time_inverts_logsnr_in_float64(name):
+    s = at(name)
+    np.testing.assert_allclose(s["again"], s["t"], rtol=1e-9, atol=1e-12)
 
 
 @every
-@x64
-def test_time_inverts_logsnr_in_float64(make):
-    s = make()
-    t = jnp.linspace(*ends(s), 101)
-    np.testing.assert_allclose(s.time(s.logsnr(t)), t, rtol=1e-9)
-
-
-@every
-def test_time_inverts_logsnr_to_the_accuracy_of_float32(make):
+def test_time_inverts_logsnr_to_the_accuracy_of_float32(name):
     """One rounding of logsnr moves t by eps |logsnr| / |d logsnr / dt|: a few of these at most."""
-    s = make()
-    low, high = ends(s)
-    t = jnp.concatenate([jnp.linspace(low, high, 101), inside(s, 101)])
-    with jax.enable_x64(True):
-        slope = np.asarray(jax.vmap(jax.grad(make().logsnr))(jnp.asarray(np.asarray(t, float))))
-    one_rounding = 6e-8 * (np.abs(t) + (1 + np.abs(s.logsnr(t))) / np.abs(slope))
-    assert (np.abs(np.asarray(s.time(s.logsnr(t))) - t) < 6 * one_rounding).all()
+    s, exact = at(name, 32), at(name)
+    one_rounding = 6e-8 * (np.abs(s["t"]) + (1 + np.abs(s["logsnr"])) / np.abs(exact["slope"]))
+    assert (np.abs(s["again"] - s["t"]) < 6 * one_rounding).all()
 
 
 @every
-def test_float32_keeps_its_digits_up_to_both_ends(make):
-    """At the same t, float32 agrees with float64: alpha and sigma to relative 1e-6."""
-    s = make()
-    low, high = ends(s)
-    t = np.concatenate([[low, high], np.asarray(inside(s, 51))]).astype(np.float32)
-    t = np.clip(t, low, high).astype(np.float32)
-    alpha, sigma, logsnr = (np.asarray(f(jnp.asarray(t))) for f in (s.alpha, s.sigma, s.logsnr))
-    with jax.enable_x64(True):
-        s, t = make(), jnp.asarray(t.astype(float))
-        np.testing.assert_allclose(sigma, s.sigma(t), rtol=3e-6)
-        np.testing.assert_allclose(alpha, s.alpha(t), rtol=3e-6)
-        np.testing.assert_allclose(logsnr, s.logsnr(t), rtol=1e-6, atol=3e-6)
+def test_float32_keeps_its_digits_up_to_both_ends(name):
+    """At the same t, float32 agrees with float64: alpha and sigma to a relative 3e-6.
 
-
-@pytest.mark.parametrize("sigma", [1e-3, 2e-3, 0.01])
-@pytest.mark.parametrize("name", ["edm", "vp_linear", "cosine", "rectified_flow"])
-def test_small_noise_levels_are_reached_and_left_without_loss(name, sigma):
-    s = SCHEDULES[name]()
-    t = s.time(jnp.float32(-2 * np.log(sigma)))
-    np.testing.assert_allclose(s.sigma_ratio(t), sigma, rtol=3e-6)
-
-
-@pytest.mark.parametrize("name", VARIANCE_PRESERVING + ["cosine_shifted"])
-@x64
-def test_variance_preserving_paths_keep_the_variance(name):
-    s = SCHEDULES[name]()
-    t = inside(s, 33)
-    np.testing.assert_allclose(s.alpha(t) ** 2 + s.sigma(t) ** 2, 1.0, rtol=1e-12)
+    A wrapper's alpha near pure noise is a difference of its base's: to two roundings of 1.
+    """
+    s, exact = at(name, 32), at(name)
+    atol = 1.2e-7 if name.startswith(("zero_terminal", "shifted")) else 0.0
+    np.testing.assert_array_equal(s["t"], exact["t"])
+    for what in ("alpha", "sigma"):
+        np.testing.assert_allclose(s[what], exact[what], rtol=3e-6, atol=atol)
+    rounding = 3e-6 + 2 * atol / exact["alpha"]
+    assert (np.abs(s["logsnr"] - exact["logsnr"]) < rounding + 1e-6 * np.abs(s["logsnr"])).all()
 
 
 @every
-@x64
-def test_rates_are_the_derivatives_of_alpha_and_sigma(make):
-    s = make()
-    t = inside(s)
-    if s.t_max == 1000:  # the table's slope is one-sided at integers
-        t = jnp.floor(t) + 0.4
-    h = 1e-4 * (t - s.t_data) * np.minimum(1.0, (float(s.t_max) - t) / t + 1e-3)
-    d_alpha, d_sigma = s.rates(t)
-    np.testing.assert_allclose(d_alpha, _differences(s.alpha, t, h), rtol=1e-6, atol=3e-9)
-    np.testing.assert_allclose(d_sigma, _differences(s.sigma, t, h), rtol=1e-6, atol=3e-9)
+def test_rates_are_the_derivatives_of_alpha_and_sigma(name):
+    s, h = parts(name)["beside"], parts(name)["h"]
+    rates = s["rates"][:, 2]
+    for rate, f in zip(rates.T, (s["alpha"].T, s["sigma"].T)):
+        expected = (f[0] - 8 * f[1] + 8 * f[3] - f[4]) / (12 * h)
+        np.testing.assert_allclose(rate, expected, rtol=1e-6, atol=3e-9 * np.abs(rates).max())
 
 
 @pytest.mark.parametrize("variance", [0.0, 0.25, 3.0])
-@pytest.mark.parametrize(
-    ("name", "start", "end"),
-    [
-        ("edm", 0.01, 20.0), ("vp_linear", 0.01, 1.0), ("cosine", 0.05, 0.95),
-        ("cosine_shifted", 0.05, 0.95), ("ddpm_linear", 400.1, 400.9), ("ddpm_linear", 1.1, 1.9),
-        ("rectified_flow", 0.05, 0.95),
-    ],
-)  # fmt: skip
-@x64
-def test_the_forward_sde_carries_a_gaussian_along_the_path(name, start, end, variance):
+@every
+def test_the_forward_sde_carries_a_gaussian_along_the_path(name, variance):
     """d var / dt = 2 f var + g^2 from alpha^2 v + sigma^2 at one time ends at it at another."""
-    s = SCHEDULES[name]()
-    n = 400
-    t = jnp.linspace(start, end, 2 * n + 1)
-    f, gg, h = np.asarray(s.drift(t)), np.asarray(s.diffusion(t)) ** 2, (end - start) / n
-    truth = np.asarray(s.alpha(t)) ** 2 * variance + np.asarray(s.sigma(t)) ** 2
+    s = parts(name)["span"]
+    f, gg, h = s["drift"], s["diffusion"] ** 2, s["t"][2] - s["t"][0]
+    truth = s["alpha"] ** 2 * variance + s["sigma"] ** 2
     var = truth[0]
-    for i in range(0, 2 * n, 2):  # Runge-Kutta 4
+    for i in range(0, len(f) - 1, 2):  # Runge-Kutta 4
         k1 = 2 * f[i] * var + gg[i]
         k2 = 2 * f[i + 1] * (var + h / 2 * k1) + gg[i + 1]
         k3 = 2 * f[i + 1] * (var + h / 2 * k2) + gg[i + 1]
@@ -138,31 +151,103 @@ def test_the_forward_sde_carries_a_gaussian_along_the_path(name, start, end, var
     np.testing.assert_allclose(var, truth[-1], rtol=1e-6)
 
 
-@x64
-def test_the_vp_sde_has_drift_minus_half_beta_and_diffusion_sqrt_beta():
-    s = schedules.vp_linear(0.1, 20.0)
-    t = jnp.linspace(1e-3, 1.0, 21)
-    beta = 0.1 + t * 19.9
-    np.testing.assert_allclose(s.drift(t), -beta / 2, rtol=1e-9)
-    np.testing.assert_allclose(s.diffusion(t) ** 2, beta, rtol=1e-8)
+@pytest.mark.parametrize("name", PRESERVING)
+def test_variance_preserving_paths_keep_the_variance(name):
+    s = at(name)
+    np.testing.assert_allclose(s["alpha"] ** 2 + s["sigma"] ** 2, 1.0, rtol=1e-12)
 
 
-@x64
-def test_edm_is_the_identity_in_sigma_with_diffusion_sqrt_2_sigma():
-    s = schedules.edm()
-    t = jnp.geomspace(0.002, 80, 9)
-    np.testing.assert_allclose(s.sigma(t), t)
-    np.testing.assert_allclose(s.drift(t), 0.0)
-    np.testing.assert_allclose(s.diffusion(t) ** 2, 2 * t, rtol=1e-12)
+@pytest.mark.parametrize("name", EXPLODING)
+def test_exploding_paths_keep_the_data(name):
+    np.testing.assert_array_equal(at(name)["alpha"], 1.0)
+    np.testing.assert_array_equal(at(name)["drift"], 0.0)
 
 
-@x64
-def test_rectified_flow_is_the_straight_line_from_data_to_noise():
-    s = schedules.rectified_flow()
-    t = jnp.linspace(0, 1, 11)
-    np.testing.assert_allclose(s.alpha(t), 1 - t)
-    np.testing.assert_allclose(s.sigma(t), t)
-    assert (s.t_min, s.t_max) == (0.0, 1.0)
+@pytest.mark.parametrize("name", CONVEX)
+def test_convex_paths_are_straight(name):
+    np.testing.assert_allclose(at(name)["alpha"] + at(name)["sigma"], 1.0, rtol=1e-12)
+
+
+# Closed forms, written from the papers in numpy.
+
+
+def _vp_integral(t):
+    return 0.1 * t + 0.5 * 19.9 * t**2
+
+
+def _sigmoid_gamma(start, end, tau):
+    """Chen 2023, algorithm 1, without the clip."""
+    S = lambda x: 1 / (1 + np.exp(-x))
+    low, high = S(start / tau), S(end / tau)
+    return lambda t: (high - S((t * (end - start) + start) / tau)) / (high - low)
+
+
+def _preserving(alpha):
+    return alpha, lambda t: np.sqrt(1 - alpha(t) ** 2)
+
+
+def _sd3(t, s):
+    """Esser et al. 2024, equation 23."""
+    return s * t / (1 + (s - 1) * t)
+
+
+PATHS = {
+    "edm": (np.ones_like, lambda t: t),
+    "ve": (np.ones_like, lambda t: 0.01 * (50 / 0.01) ** t),
+    "ve_sqrt": (np.ones_like, np.sqrt),
+    "vp_linear": _preserving(lambda t: np.exp(-0.5 * _vp_integral(t))),
+    "sub_vp": (lambda t: np.exp(-0.5 * _vp_integral(t)), lambda t: 1 - np.exp(-_vp_integral(t))),
+    "cosine": (lambda t: np.cos(np.pi * t / 2), lambda t: np.sin(np.pi * t / 2)),
+    "gvp": (lambda t: np.cos(np.pi * t / 2), lambda t: np.sin(np.pi * t / 2)),
+    "sigmoid": _preserving(lambda t: np.sqrt(_sigmoid_gamma(-3, 3, 1)(t))),
+    "sigmoid_skewed": _preserving(lambda t: np.sqrt(_sigmoid_gamma(0, 3, 0.7)(t))),
+    "linear_vp": _preserving(lambda t: 1 - t),
+    "linear_gamma": _preserving(lambda t: np.sqrt(1 - t)),
+    "linear_logsnr": _preserving(lambda t: 1 / np.sqrt(1 + np.exp(-13.3 + 18.3 * t))),
+    "rectified_flow": (lambda t: 1 - t, lambda t: t),
+    "polynomial": (lambda t: (1 - t) ** 1.5, lambda t: 1 - (1 - t) ** 1.5),
+    "shifted_flow": (lambda t: 1 - _sd3(t, 3.0), lambda t: _sd3(t, 3.0)),
+}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_is_the_papers(name):
+    s = at(name)
+    for what, formula in zip(("alpha", "sigma"), PATHS[name]):
+        np.testing.assert_allclose(s[what], formula(s["t"]), rtol=2e-8, atol=1e-12)
+
+
+_beta = lambda t: 0.1 + 19.9 * t
+_integral_rate = lambda t: np.exp(-2 * _vp_integral(t))
+SDES = {  # drift f and diffusion g^2
+    "edm": (lambda t: 0 * t, lambda t: 2 * t),
+    "ve_sqrt": (lambda t: 0 * t, np.ones_like),
+    "ve": (lambda t: 0 * t, lambda t: 2 * np.log(5000) * (0.01 * 5000**t) ** 2),
+    "vp_linear": (lambda t: -_beta(t) / 2, _beta),
+    "sub_vp": (lambda t: -_beta(t) / 2, lambda t: _beta(t) * (1 - _integral_rate(t))),
+    "rectified_flow": (lambda t: -1 / (1 - t), lambda t: 2 * t / (1 - t)),
+    "linear_vp": (lambda t: -1 / (1 - t), lambda t: 2 / (1 - t)),
+    "linear_gamma": (lambda t: -0.5 / (1 - t), lambda t: 1 / (1 - t)),
+    "gvp": (
+        lambda t: -np.pi / 2 * np.tan(np.pi * t / 2), lambda t: np.pi * np.tan(np.pi * t / 2),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_the_sde_is_the_papers(name):
+    """Song et al. 2021, equations 9, 11 and 28 to 30; VP: f = -beta / 2 and g^2 = beta."""
+    s, (drift, squared) = parts(name)["span"], SDES[name]
+    np.testing.assert_allclose(s["drift"], drift(s["t"]), rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(s["diffusion"] ** 2, squared(s["t"]), rtol=1e-8)
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 2e-3, 0.01])
+@pytest.mark.parametrize("name", ["edm", "ve", "vp_linear", "sub_vp", "cosine", "rectified_flow"])
+def test_small_noise_levels_are_reached_and_left_without_loss(name, sigma):
+    s = ALL_SCHEDULES[name]()
+    t = s.time(jnp.float32(-2 * np.log(sigma)))
+    np.testing.assert_allclose(s.sigma_ratio(t), sigma, rtol=3e-6)
 
 
 def test_the_continuous_vp_schedule_has_edms_published_noise_levels():
@@ -170,28 +255,76 @@ def test_the_continuous_vp_schedule_has_edms_published_noise_levels():
     np.testing.assert_allclose(s.sigma_ratio(jnp.asarray([1.0, 1e-3])), [152.167, 0.010486], 5e-5)
 
 
+@pytest.mark.parametrize("name", ["gvp", "rectified_flow", "linear_vp", "shifted_flow"])
+def test_paths_of_finite_velocity_have_it_at_pure_noise_too(name):
+    """The first call of a velocity model is at t = 1, where the logSNR is -inf."""
+    s = ALL_SCHEDULES[name]()
+    d_alpha, d_sigma = s.rates(jnp.asarray(1.0))
+    slope = {"gvp": -np.pi / 2, "shifted_flow": -1 / 3}.get(name, -1.0)
+    np.testing.assert_allclose(d_alpha, slope, rtol=1e-6)
+    np.testing.assert_allclose(d_sigma, 1 / 3 if name == "shifted_flow" else -slope * (
+        name == "rectified_flow"), atol=1e-6)  # fmt: skip
+    assert float(s.alpha(1.0)) == pytest.approx(0.0, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["shifted_polynomial", "shifted_linear_vp", "shifted_gvp"])
+def test_a_shift_keeps_the_velocity_at_pure_noise_finite(name):
+    with jax.enable_x64(True):
+        s = ALL_SCHEDULES[name]()
+        for rate, f in zip(s.rates(jnp.asarray(1.0)), (s.alpha, s.sigma)):
+            h = 1e-5
+            np.testing.assert_allclose(rate, (f(1.0) - f(1 - h)) / h, atol=1e-2)
+
+
+# Tables.
+
+
+def _table_of(name):
+    """alphas_cumprod in numpy float64, from the betas of the paper or of its code."""
+    if name == "squared_cosine":
+        f = lambda u: np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1 - f(np.arange(1, 1001) / 1000) / f(np.arange(1000) / 1000), 0.999)
+    elif name == "scaled_linear":
+        betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    else:
+        betas = np.linspace(1e-4, 0.02, 1000)
+    return np.cumprod(1 - betas)
+
+
+TABLES = ["ddpm_linear", "scaled_linear", "squared_cosine"]
+
+
+@pytest.mark.parametrize("name", TABLES)
 @x64
-def test_the_ddpm_table_has_its_published_ends():
+def test_a_table_is_the_float64_cumulative_product_at_integers(name):
+    s, abar, t = ALL_SCHEDULES[name](), _table_of(name), np.arange(1, 1001)
+    np.testing.assert_allclose(s.alpha(t) ** 2, abar, rtol=1e-9)
+    np.testing.assert_allclose(s.sigma(t) ** 2, 1 - abar, rtol=1e-9)
+    assert s.T == s.t_max == 1000
+
+
+@x64
+def test_the_tables_have_their_published_ends():
     s = schedules.ddpm_linear()
     np.testing.assert_allclose(s.alpha(1000) ** 2, 4.035830e-5, rtol=2e-7)
     np.testing.assert_allclose(s.sigma_ratio(1000), 157.4073, rtol=5e-7)
     np.testing.assert_allclose(s.sigma_ratio(1), (1e-4 / (1 - 1e-4)) ** 0.5, rtol=1e-10)
-
-
-@x64
-def test_the_ddpm_table_is_the_float64_cumulative_product_at_integers():
-    s = schedules.ddpm_linear()
-    abar = np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))
-    t = np.arange(1, 1001)
-    np.testing.assert_allclose(s.alpha(t) ** 2, abar, rtol=1e-9)
-    np.testing.assert_allclose(s.sigma(t) ** 2, 1 - abar, rtol=1e-9)
-
-
-@x64
-def test_a_table_from_stable_diffusions_betas_has_its_published_ends():
-    s = schedules.from_betas(list(np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2))
+    s = schedules.scaled_linear()
     np.testing.assert_allclose(s.alpha(1000), 0.068265, rtol=1e-5)
     np.testing.assert_allclose(s.sigma_ratio(jnp.asarray([1, 1000])), [0.029167, 14.6146], 2e-5)
+    s = schedules.squared_cosine()
+    np.testing.assert_allclose(s.sigma(1) ** 2, 4.128422e-5, rtol=1e-6)
+    np.testing.assert_allclose(s.alpha(jnp.asarray([501, 1000])) ** 2, [0.492285, 2.429e-9], 5e-4)
+
+
+@x64
+def test_ncsns_ladder_is_the_papers_geometric_sequence():
+    """Song and Ermon 2019: ten levels from 1 to 0.01; ours rise with t."""
+    s = schedules.ncsn()
+    np.testing.assert_allclose(s.sigma(np.arange(10, 0, -1)), np.geomspace(1, 0.01, 10), rtol=1e-12)
+    middle = s.sigma(jnp.asarray([3.0, 3.5, 4.0]))
+    np.testing.assert_allclose(middle[1] ** 2, middle[0] * middle[2], rtol=1e-12)
+    assert s.T == 10
 
 
 @x64
@@ -206,35 +339,131 @@ def test_between_its_steps_a_table_is_continuous_and_linear_in_logsnr():
     np.testing.assert_allclose(s.time(s.logsnr(0.25)), 0.25, rtol=1e-12)
 
 
+# Zero terminal SNR.
+
+
+@pytest.mark.parametrize("name", TABLES)
 @x64
-def test_cosine_is_nichol_and_dhariwals_without_their_offset():
-    s = schedules.cosine()
-    t = inside(s, 21)
-    np.testing.assert_allclose(s.alpha(t), np.cos(np.pi * np.asarray(t) / 2), rtol=1e-8)
-    np.testing.assert_allclose(s.sigma(t), np.sin(np.pi * np.asarray(t) / 2), rtol=1e-8)
+def test_a_rescaled_table_is_algorithm_1_of_lin_et_al(name):
+    s = schedules.zero_terminal_snr(ALL_SCHEDULES[name]())
+    root = np.sqrt(_table_of(name))
+    first, last = root[0], root[-1]
+    expected = (root - last) * first / (first - last)
+    t = np.arange(1, 1001)
+    np.testing.assert_allclose(s.alpha(t), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(s.sigma(t), np.sqrt(1 - expected**2), rtol=1e-9)
+    assert s.T == 1000
+
+
+@pytest.mark.parametrize("name", TABLES + ["vp_linear", "cosine"])
+def test_a_rescaled_schedule_ends_in_pure_noise_and_nowhere_in_nan(name):
+    base = ALL_SCHEDULES[name]()
+    s = schedules.zero_terminal_snr(base)
+    top = jnp.asarray(s.t_max)
+    assert float(s.alpha(top)) == 0.0
+    assert float(s.sigma(top)) == 1.0
+    assert float(s.logsnr(top)) == -np.inf
+    assert float(s.time(-jnp.inf)) == float(top)
+    assert float(s.alpha(s.t_min)) == pytest.approx(float(base.alpha(base.t_min)), rel=1e-6)
+    t = jnp.linspace(s.t_min, s.t_max, 1001, dtype=jnp.float32)
+    with jax.enable_x64(False):
+        values = jax.jit(lambda s, t: (
+            s.alpha(t), s.sigma(t), s.logsnr(t), s.time(s.logsnr(t)), s.rates(t), s.drift(t),
+            s.diffusion(t)))(s, t)  # fmt: skip
+    assert not any(np.isnan(v).any() for v in jax.tree.leaves(values))
+    assert (np.asarray(values[0][:-1]) > 0).all()
+    assert float(values[0][-1]) == 0.0
 
 
 @x64
-def test_cosine_limits_bound_the_logsnr_of_its_domain():
-    s = schedules.cosine(-13.0, 9.0)
-    np.testing.assert_allclose(s.logsnr(s.t_min), 9.0, rtol=1e-9)
-    np.testing.assert_allclose(s.logsnr(s.t_max), -13.0, rtol=1e-9)
+def test_a_rescaled_continuous_schedule_is_the_same_map_of_alpha():
+    s, t = schedules.zero_terminal_snr(schedules.vp_linear()), np.linspace(1e-3, 1, 11)
+    root = lambda t: np.exp(-0.5 * _vp_integral(t))
+    expected = (root(t) - root(1)) * root(1e-3) / (root(1e-3) - root(1))
+    np.testing.assert_allclose(s.alpha(t), expected, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(s.alpha(5e-4), root(5e-4), rtol=1e-12)  # below t_min: the base
 
 
+# Shifts.
+
+
+@pytest.mark.parametrize("shift", [64 / 256, 3.0])
+@pytest.mark.parametrize("name", ["edm", "ve", "vp_linear", "sub_vp", "ddpm_linear", "polynomial"])
 @x64
-def test_a_shift_adds_twice_its_logarithm_to_the_logsnr():
+def test_a_shift_adds_twice_its_logarithm_and_keeps_the_path(name, shift):
     """shift = 64 / d: less SNR at a higher resolution (Hoogeboom et al. 2023)."""
+    base = ALL_SCHEDULES[name]()
+    s, t = schedules.shifted(base, shift), inside(base)
+    np.testing.assert_allclose(s.logsnr(t), base.logsnr(t) + 2 * np.log(shift), 1e-9, 1e-9)
+    if base.T is None:  # the same (alpha, sigma) pairs, met at other times
+        u = base.time(s.logsnr(t))
+        np.testing.assert_allclose([s.alpha(t), s.sigma(t)], [base.alpha(u), base.sigma(u)], 1e-9)
+    assert (s.T, s.t_data) == (base.T, base.t_data)
+
+
+@x64
+def test_the_shifted_cosine_is_the_cosine_with_its_own_shift():
     t = jnp.linspace(0.05, 0.95, 9)
-    plain, shifted = schedules.cosine(), schedules.cosine(shift=64 / 256)
-    np.testing.assert_allclose(shifted.logsnr(t) - plain.logsnr(t), 2 * np.log(64 / 256), rtol=1e-9)
+    own, wrapped = schedules.cosine(shift=0.25), schedules.shifted(schedules.cosine(), 0.25)
+    for what in ("alpha", "sigma", "logsnr", "diffusion"):
+        a, b = (getattr(s, what)(t) for s in (own, wrapped))
+        np.testing.assert_allclose(a, b, rtol=1e-9, err_msg=what)
 
 
-@pytest.mark.parametrize("lowest", [-30.0, -60.0])
-def test_cosine_stays_finite_up_to_nearly_pure_noise(lowest):
-    s = schedules.cosine(logsnr_min=lowest)
-    alpha, sigma = float(s.alpha(s.t_max)), float(s.sigma(s.t_max))
-    assert 0.0 <= alpha < 1e-6
-    assert sigma == pytest.approx(1.0)
+@x64
+def test_shifts_of_a_shift_multiply():
+    s = schedules.rectified_flow()
+    twice, once = schedules.shifted(schedules.shifted(s, 0.5), 0.4), schedules.shifted(s, 0.2)
+    t = jnp.linspace(0, 1, 9)
+    np.testing.assert_allclose(twice.sigma(t), once.sigma(t), rtol=1e-12)
+
+
+@x64
+def test_the_time_shift_of_sd3_and_flux():
+    assert float(schedules.shift_time(0.5, 3.0)) == pytest.approx(0.75)
+    np.testing.assert_array_equal(schedules.shift_time(jnp.asarray([0.0, 1.0]), 3.0), [0, 1])
+    t, flow = jnp.linspace(0.1, 0.9, 5), schedules.rectified_flow()
+    gap = flow.logsnr(schedules.shift_time(t, 3.0)) - flow.logsnr(t)
+    np.testing.assert_allclose(gap, -2 * np.log(3.0), rtol=1e-12)
+    mus = [np.log(schedules.flux_shift(n)) for n in (256, 1024, 4096)]
+    np.testing.assert_allclose(mus, [0.5, 0.63, 1.15], rtol=1e-12)
+
+
+# Learning.
+
+
+def _differences(f, t, h):
+    """d f / dt by the five-point rule."""
+    return (f(t - 2 * h) - 8 * f(t - h) + 8 * f(t + h) - f(t + 2 * h)) / (12 * h)
+
+
+def test_the_monotone_schedule_has_its_ends_and_goes_on_beyond_them():
+    s = schedules.monotone(jax.random.key(1), -4.0, 9.0, hidden=16)
+    np.testing.assert_allclose(s.logsnr(jnp.asarray([0.0, 1.0])), [9.0, -4.0], atol=1e-5)
+    far = jnp.asarray([-30.0, 40.0, 200.0])
+    np.testing.assert_allclose(s.logsnr(s.time(far)), far, rtol=1e-5)
+    assert float(s.time(jnp.inf)) == s.t_data == -np.inf
+
+
+@x64
+def test_the_inverse_of_the_monotone_schedule_is_differentiable_in_everything():
+    s = schedules.monotone(jax.random.key(1), hidden=4)
+    value = jnp.asarray(3.0)
+    leaves, tree = jax.tree.flatten(s)
+    flat = jnp.concatenate([jnp.ravel(a) for a in leaves])
+    cuts = np.cumsum([a.size for a in leaves])[:-1]
+
+    def time(flat, value):
+        parts = [p.reshape(a.shape) for p, a in zip(jnp.split(flat, cuts), leaves)]
+        return tree.unflatten(parts).time(value)
+
+    gradient, slope = jax.jit(jax.grad(time, (0, 1)))(flat, value)
+    time = jax.jit(time)
+    for i in range(len(flat)):
+        one = jnp.zeros_like(flat).at[i].set(1.0)
+        expected = _differences(lambda e, one=one: time(flat + e * one, value), 0.0, 1e-3)
+        np.testing.assert_allclose(gradient[i], expected, rtol=1e-7, atol=1e-11)
+    np.testing.assert_allclose(slope, _differences(lambda v: time(flat, v), 3.0, 1e-3), rtol=1e-8)
 
 
 def test_a_vmapped_number_gives_the_loops_result():
@@ -251,17 +480,21 @@ def test_a_vmapped_number_gives_the_loops_result():
         (lambda b: schedules.vp_linear(0.1, b), 20.0, 0.5),
         (lambda b: schedules.vp_linear(b, 20.0), 0.1, 0.5),
         (lambda shift: schedules.cosine(shift=shift), 0.7, 0.5),
+        (lambda n: schedules.polynomial(n), 1.5, 0.5),
+        (lambda shift: schedules.shifted(schedules.sub_vp(), shift), 0.7, 0.5),
     ],
-    ids=["beta_max", "beta_min", "shift"],
+    ids=["beta_max", "beta_min", "cosine_shift", "n", "shift"],
 )
-@pytest.mark.parametrize("what", ["sigma", "alpha", "logsnr", "time"])
 @x64
-def test_a_schedule_is_differentiable_in_its_numbers(make, value, t, what):
-    t = 1.3 if what == "time" else t
-    f = lambda number: getattr(make(number), what)(jnp.asarray(t))
-    gradient = jax.grad(f)(value)
+def test_a_schedule_is_differentiable_in_its_numbers(make, value, t):
+    def all_of(number):
+        s, t_ = make(number), jnp.asarray(t)
+        return jnp.stack([s.sigma(t_), s.alpha(t_), s.logsnr(t_), s.time(jnp.asarray(1.3))])
+
+    f = jax.jit(all_of)
+    gradient = jax.jit(jax.jacfwd(all_of))(value)
     np.testing.assert_allclose(gradient, _differences(f, value, 1e-4), rtol=1e-7)
-    assert abs(float(gradient)) > 1e-6
+    assert (np.abs(gradient) > 1e-6).all()
 
 
 def test_a_tables_entries_are_leaves_to_learn():
@@ -270,34 +503,73 @@ def test_a_tables_entries_are_leaves_to_learn():
     assert (np.asarray(gradient) != 0).tolist() == [False, True, False, False]
 
 
+# Precision and refusals.
+
+
+@x64
+def test_cosine_limits_bound_the_logsnr_of_its_domain():
+    s = schedules.cosine(-13.0, 9.0)
+    np.testing.assert_allclose(s.logsnr(s.t_min), 9.0, rtol=1e-9)
+    np.testing.assert_allclose(s.logsnr(s.t_max), -13.0, rtol=1e-9)
+
+
+@pytest.mark.parametrize("lowest", [-30.0, -60.0])
+def test_cosine_stays_finite_up_to_nearly_pure_noise(lowest):
+    s = schedules.cosine(logsnr_min=lowest)
+    alpha, sigma = float(s.alpha(s.t_max)), float(s.sigma(s.t_max))
+    assert 0.0 <= alpha < 1e-6
+    assert sigma == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.bfloat16, jnp.float16])
-@every
-def test_times_of_low_precision_are_computed_in_float32(make, dtype):
-    s = make()
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_times_of_low_precision_are_computed_in_float32(name, dtype):
+    s = SCHEDULES[name]()
     t = jnp.asarray([1], dtype) if s.t_max > 1 else jnp.asarray([0.5], jnp.bfloat16)
     assert s.sigma(t).dtype == jnp.float32
     np.testing.assert_allclose(s.sigma(t), s.sigma(t.astype(jnp.float32)), rtol=1e-6)
 
 
 @every
+def test_float32_and_float64_pass_through(name):
+    for bits in (32, 64):
+        s = at(name, bits)
+        for what in ("alpha", "sigma", "logsnr", "again", "drift", "diffusion"):
+            assert s[what].dtype == np.dtype(f"float{bits}"), what
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.filterwarnings("error")
-def test_numpys_float64_times_are_taken_without_a_warning(make):
-    s = make()
+def test_numpys_float64_times_are_taken_without_a_warning(name):
+    s = SCHEDULES[name]()
     t = np.asarray(inside(s), np.float64)
     np.testing.assert_array_equal(s.sigma(t), s.sigma(t.astype(np.float32)))
+
+
+def test_every_named_schedule_is_proven_here():
+    made = {type(make()) for make in ALL_SCHEDULES.values()}
+    assert {type(make()) for make in schedules.BY_NAME.values()} <= made
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: schedules.edm(80.0, 0.002), r"edm: sigma_min=80.0 must be below sigma_max=0.002"),
+        (lambda: schedules.ve(0.0, 50.0), r"ve: sigma_min=0.0 given; it must be positive"),
         (lambda: schedules.vp_linear(20.0, 0.1), r"allowed are 0 < beta_min <= beta_max"),
+        (lambda: schedules.sub_vp(0.0, 0.1), r"sub_vp: .* allowed are 0 < beta_min <= beta_max"),
         (lambda: schedules.cosine(20.0, -20.0), r"logsnr_min=20.0 must be below logsnr_max=-20.0"),
+        (lambda: schedules.sigmoid(tau=0.0), r"sigmoid: tau=0.0 given; it must be positive"),
+        (lambda: schedules.polynomial(0), r"polynomial: n=0 given; it must be positive"),
         (lambda: schedules.ddpm_linear(T=1), r"T=1 given; a table needs at least 2 steps"),
+        (lambda: schedules.squared_cosine(T=1), r"squared_cosine: T=1 given"),
+        (lambda: schedules.ncsn(sigma_min=2.0), r"ncsn: sigma_min=2.0 must be below sigma_max=1.0"),
         (lambda: schedules.from_betas([0.1, 1.5]), r"betas\[1\]=1.5 given; allowed are 0 < beta"),
+        (lambda: schedules.zero_terminal_snr(schedules.edm()), r"EDM has .* variance-preserving"),
+        (lambda: schedules.shifted(schedules.edm(), 0.0), r"shifted: shift=0.0 given"),
         (lambda: schedules.first("cosine"), r"schedule: .* given 'cosine'"),
     ],
-)
+)  # fmt: skip
 def test_an_impossible_schedule_is_refused_by_name_and_value(make, said):
     with pytest.raises(UserError, match=said):
         make()
