@@ -20,6 +20,7 @@ from jdiff.losses.denoising import normal
 from jdiff.objective import objective
 from jdiff.predictions import Parameterization, parameterization
 from jdiff.pytree import Array, PyTree
+from jdiff.solvers.few_step import FlowMap
 from jdiff.training import ema, optimizers
 from jdiff.training.step import State
 
@@ -270,7 +271,7 @@ def sampler(config: ml_collections.ConfigDict, denoiser: Any, null: dict[str, in
     times = grids.BY_NAME[name](schedule, steps, **grid)
     solver.check(schedule, times)
     listens = {"s", "t-s"} & set(config.model.get("scalars", ()))
-    if bool(listens) != isinstance(solver, solvers.few_step.FlowMap):
+    if bool(listens) != isinstance(solver, FlowMap):
         raise UserError(
             f"config.sampling.solver={c.solver.name!r}: a flow map (config.model.scalars with s) "
             "is sampled by 'flow_map', and no other network is."
