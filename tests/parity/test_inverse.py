@@ -49,7 +49,7 @@ def told(x, t, cond):
 
 @pytest.mark.parametrize(("steps", "index"), [(1000, 700), (100, 500), (100, 10)])
 def test_a_step_is_that_of_diffusers(scheduler, steps, index):
-    """Their index is ours minus 1. Like ours it scales known noise by sigma, not algorithm 1's sigma^2."""
+    """Their index is ours minus 1; like ours, algorithm 1's line 5 reads sigma, not its square."""
     scheduler.set_timesteps(steps, jump_length=1, jump_n_sample=1)
     keep = np.broadcast_to(KEEP, X.shape).astype("f4")
     theirs = scheduler.step(*map(torch.tensor, (EPS, index, X, IMAGE, keep))).prev_sample
