@@ -8,11 +8,10 @@ import jax.numpy as jnp
 
 from jdiff.denoisers import as_denoiser, schedule_of
 from jdiff.guidance.base import Guided
+from jdiff.guidance.measured import add_score
 from jdiff.guidance.scales import as_scale, hide, read
 from jdiff.predictions import Prediction
-from jdiff.pytree import Array, PyTree, broadcast_time, expand, struct
-from jdiff.schedules import Schedule, schedule_map
-from jdiff.solvers.base import safe_ratio
+from jdiff.pytree import Array, PyTree, broadcast_time, struct
 
 
 @struct
@@ -31,19 +30,7 @@ class Classifier(Guided):
         cond = hide(cond, self.scale)
         prediction = self.denoiser(x, t, cond)
         g = jax.grad(lambda x: jnp.sum(self.log_prob(x, t, cond)))(x)
-
-        def eps(s: Schedule, eps: Array, g: Array) -> Array:
-            return eps - expand(w * s.sigma(t), eps) * g
-
-        def x0(s: Schedule, x0: Array, g: Array) -> Array:
-            alpha, sigma = s.alpha(t), s.sigma(t)
-            return x0 + expand(w * safe_ratio(sigma**2, alpha), x0) * g
-
-        schedule = schedule_of(self.denoiser)
-        return prediction._replace(
-            x0=schedule_map(x0, schedule, prediction.x0, g),
-            eps=schedule_map(eps, schedule, prediction.eps, g),
-        )
+        return add_score(schedule_of(self.denoiser), prediction, g, t, w)
 
 
 def classifier(denoise: Any, log_prob: Callable[..., Array], scale: Any = 1.0) -> Classifier:

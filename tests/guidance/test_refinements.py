@@ -49,7 +49,7 @@ def network(schedule, good=GOOD, bad=BAD, dtype=jnp.float32):
         n = len(x) // len(good)
         null = (cond["label"] == 2)[:, None, None, None]
         x0 = jnp.where(null, *(jnp.repeat(a, n, 0) for a in (bad, good))).astype(dtype)
-        variance = jnp.where(null, -1.0, jnp.repeat(VARIANCE, n, 0))
+        variance = jnp.where(null, -1.0, jnp.repeat(VARIANCE[: len(good)], n, 0))
         return from_x0(schedule, x, x0, t)._replace(variance=variance)
 
     return denoisers.function(denoise, schedule)
@@ -60,7 +60,7 @@ cfg = lambda w, schedule="flow": guidance.cfg(NETWORKS[schedule], w, NULL)
 
 
 @every_refinement
-@pytest.mark.parametrize("schedule", ["edm", "flow", "cosine"])
+@pytest.mark.parametrize("schedule", ["edm", "flow"])
 def test_scale_1_is_the_conditional_model_and_all_results_are_consistent_with_x(name, schedule):
     s = NETWORKS[schedule].schedule
     w = jnp.asarray([1.0, 4.0, -1.0])
@@ -178,19 +178,13 @@ def test_tangential_takes_away_what_the_two_do_not_share():
 def test_frequency_splits_a_constant_from_a_checkerboard():
     """A constant is all low band, a checkerboard all high; edges do not leak."""
     checker = jnp.asarray((-1.0) ** np.add.outer(np.arange(8), np.arange(8)))[None, :, :, None]
-    zero = jnp.zeros((1, 8, 8, 1))
-    cond, x, t = {"label": jnp.zeros(1, jnp.int32)}, zero, jnp.asarray([0.5])
-    for image, low_share in ((jnp.ones_like(zero), 1.0), (checker, 0.0)):
-        pair = denoisers.function(
-            lambda x, t, cond, image=image: from_x0(
-                FLOW, x, jnp.where((cond["label"] == 2)[:, None, None, None], 0.0, image), t
-            ),
-            FLOW,
-        )
-        for octaves in (1, 2):
-            guided = guidance.frequency(guidance.cfg(pair, 5.0, NULL), 0.25, octaves)
-            scale = low_share * (1 + 0.25 * 4) + (1 - low_share) * 5
-            np.testing.assert_allclose(_call(guided, x, t, cond).x0, scale * image, atol=1e-5)
+    images = jnp.concatenate([jnp.ones_like(checker), checker])
+    guided = guidance.cfg(network(FLOW, images, jnp.zeros_like(images)), 5.0, NULL)
+    cond, t = {"label": jnp.zeros(2, jnp.int32)}, jnp.full(2, 0.5)
+    for octaves in (1, 2):
+        made = _call(guidance.frequency(guided, 0.25, octaves), images, t, cond).x0
+        np.testing.assert_allclose(made[0], 1 + 0.25 * 4, atol=1e-5)
+        np.testing.assert_allclose(made[1], 5 * checker[0], atol=1e-5)
 
 
 def test_cfg_pp_with_ddim_is_the_papers_algorithm_2():
