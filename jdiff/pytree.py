@@ -28,7 +28,27 @@ def struct(cls: type) -> type:
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
     meta = [f.name for f in dataclasses.fields(cls) if f.metadata.get("static")]
     data = [f.name for f in dataclasses.fields(cls) if not f.metadata.get("static")]
-    return jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=meta)
+    keys = [jax.tree_util.GetAttrKey(name) for name in data]
+
+    def flatten(x: Any) -> tuple[list, tuple]:
+        return [getattr(x, name) for name in data], tuple([getattr(x, name) for name in meta])
+
+    def flatten_with_keys(x: Any) -> tuple[list, tuple]:
+        children, aux = flatten(x)
+        return list(zip(keys, children)), aux
+
+    def unflatten(aux: tuple, children: Any) -> Any:
+        x = object.__new__(cls)  # whatever tree.map puts in, without the constructor
+        for name, value in zip(data, children):
+            object.__setattr__(x, name, value)
+        for name, value in zip(meta, aux):
+            object.__setattr__(x, name, value)
+        return x
+
+    # Not jax.tree_util.register_dataclass: structures that it makes compare equal whatever their
+    # type (jax 0.10 and 0.11), so that jit now and then runs the program of another solver.
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
 
 
 def is_concrete(tree: PyTree) -> bool:

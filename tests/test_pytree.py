@@ -26,6 +26,30 @@ class Part:
     kind: str = static("a")
 
 
+def test_structs_of_the_same_fields_are_different_structures():
+    """Or jit would run Heun's program for Euler's method, now and then: as hashes fall."""
+
+    @struct
+    class Other:
+        number: float
+        kind: str = static("a")
+
+    assert jax.tree.structure(Part(1.0)) != jax.tree.structure(Other(1.0))
+    assert jax.tree.structure(Part(1.0)) == jax.tree.structure(Part(2.0))
+    made = [make() for make in solvers.BY_NAME.values()]
+    made += [schedules.edm(), schedules.rectified_flow(), weightings.x0(), weightings.min_snr()]
+    structures = {type(x): jax.tree.structure(x) for x in made}.values()
+    for i, a in enumerate(structures):
+        assert not any(a == b for j, b in enumerate(structures) if i != j)
+
+
+def test_jit_traces_once_for_each_class():
+    """Sixty classes of no fields: with an equality that forgets the type, some share a trace."""
+    classes = [struct(type(f"Class{i}", (), {})) for i in range(60)]
+    which = jax.jit(lambda x: classes.index(type(x)))
+    assert [int(which(cls())) for cls in classes] == list(range(60))
+
+
 def test_a_structs_numbers_are_leaves_and_its_static_fields_are_structure():
     compiled = jax.jit(lambda p: p.number * (2 if p.kind == "a" else 3))
     assert float(compiled(Part(1.0))) == 2.0
