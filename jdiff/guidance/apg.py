@@ -1,4 +1,4 @@
-"""Adaptive projected guidance (Sadat et al. 2024, 2410.02416, algorithm 1)."""
+"""Adaptive projected guidance (Sadat et al. 2024, 2410.02416)."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ from jdiff.guidance.base import (
     check_target,
     from_target,
     refinable,
+    root,
     sum_dims,
     to_target,
 )
@@ -38,7 +39,7 @@ class APG(Refinement):
         return self.denoiser.guide(x, t, pair._replace(bad=projected))
 
     def _project(self, diff: Array, good: Array) -> Array:
-        length = jnp.sqrt(sum_dims(diff**2))
+        length = root(sum_dims(diff**2))
         limit = jnp.minimum(1.0, safe_ratio(expand(self.norm, diff), length))
         diff = jnp.where(length > 0, limit, 1.0) * diff
         parallel = safe_ratio(sum_dims(diff * good), sum_dims(good**2)) * good

@@ -29,7 +29,7 @@ class Autoguidance(Extrapolation):
 
 
 def autoguidance(denoise: Any, bad: Any, scale: Any) -> Autoguidance:
-    """bad + scale (denoise - bad), equation 4; scale = 1 is `denoise` itself.
+    """bad + scale (denoise - bad); scale = 1 is `denoise` itself.
 
     The bad denoiser suffers from the same errors and more: a smaller network, or weights from
     earlier in training. It is given the same condition; `fixed(bad, {"label": null})` drops it.

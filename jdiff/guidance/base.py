@@ -177,6 +177,12 @@ def sum_dims(a: Array) -> Array:
     return jnp.sum(a, axis=tuple(range(1, a.ndim)), keepdims=True)
 
 
+def root(square: Array) -> Array:
+    """The square root, whose gradient at 0 is 0 and not infinite."""
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
 def same_trees(where: str, wanted: PyTree, given: PyTree, name: str) -> None:
     """Raises a UserError that names the first leaf in which `given` differs from `wanted`."""
     shapes = lambda tree: {

@@ -62,7 +62,7 @@ class ZeroInit(Guided):
 
 
 def cfg_zero(denoise: Any, target: str = "velocity") -> CFGZero:
-    """s* bad + w (good - s* bad) on the velocity, s* = <good, bad> / |bad|^2 (equation 11).
+    """s* bad + w (good - s* bad) on the velocity, s* = <good, bad> / |bad|^2.
 
     s* is the best multiple of the unconditional velocity for the conditional one, per sample and
     leaf. w = 1 is the conditional model. The paper's other half is `zero_init`.
@@ -82,7 +82,7 @@ def cfg_zero(denoise: Any, target: str = "velocity") -> CFGZero:
 
 
 def zero_init(denoise: Any, share: Array | float = 0.04) -> ZeroInit:
-    """Velocity 0 while t is above (1 - share) t_max: x stays where it is (section 4.2).
+    """Velocity 0 while t is above (1 - share) t_max: x stays where it is.
 
     For networks whose velocity at pure noise is worse than none. On a grid uniform in t, the first
     K of n steps stand still with share = (K - 0.5) / n. An Euler or DDIM step then does not move on

@@ -124,7 +124,7 @@ def composed(
 ) -> Composed:  # fmt: skip
     """null + sum_i weights_i (term_i - null): several conditions of one network, all at once.
 
-    Composable diffusion (Liu et al. 2022, 2206.01714, equation 11: AND; a negative weight: NOT),
+    Composable diffusion (Liu et al. 2022, 2206.01714: AND; a negative weight: NOT),
     in one joint call. Each term replaces entries of `cond`; {} is `cond` as given.
 
     Args:
@@ -155,8 +155,13 @@ def negative(
     Guidance to the condition and away from others, each with a weight of its own. A single
     negative prompt in place of the null is `cfg` with null={"text": negative}.
 
+    Args:
+      scale: as of `cfg`.
+      against: values (or `per_sample(...)`) by entry, one dictionary a negative.
+      weights: one a negative, each a number or `[B]`; `composed` takes scales of every kind.
+
     Raises:
-      UserError: as many weights as negatives are needed.
+      UserError: as many weights as negatives are needed, and numbers.
     """
     if len(weights) != len(against):
         raise UserError(f"negative: {len(weights)} weights for {len(against)} conditions.")

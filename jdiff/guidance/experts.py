@@ -84,8 +84,8 @@ def product(experts: Sequence[Any], weights: Sequence[Any], base: Any = None) ->
     """The product of experts: score = s_base + sum_i w_i (s_i - s_base), or sum_i w_i s_i.
 
     With a base, p_base prod_i (p_i / p_base)^w_i: experts' agreement beyond what they share (Liu
-    et al. 2022, 2206.01714, equation 11), consistent at every noise level. Without one,
-    prod_i p_i^w_i (Du et al. 2023, 2302.11552, equation 9). A negative weight is a negation: away
+    et al. 2022, 2206.01714), consistent at every noise level. Without one,
+    prod_i p_i^w_i (Du et al. 2023, 2302.11552). A negative weight is a negation: away
     from that expert. Equal experts whose weights sum to one are the model.
 
     These are the scores of products of *noised* densities, not those of the noised product: reverse
@@ -123,7 +123,7 @@ def union(
     """The mixture of experts: p = sum_i w_i p_i, score = sum_i r_i s_i, r_i ~ w_i p_i(x_t).
 
     Exact at every noise level (mixing and noising commute), where the experts' log-densities are
-    (Du et al. 2023, equation 13: energies by logsumexp). `union(...).log_density` is its own.
+    (Du et al. 2023: energies by logsumexp). `union(...).log_density` is its own.
 
     Args:
       experts: denoisers on one schedule, called with the same cond.

@@ -52,7 +52,7 @@ def low_band(image: Array, octaves: int) -> Array:
 
 
 def frequency(denoise: Any, low: Array | float = 0.5, octaves: int = 1) -> Frequency:
-    """Keeps only the share `low` of the guidance in the low frequencies (algorithm 1).
+    """Keeps only the share `low` of the guidance in the low frequencies.
 
     What guidance added is split into a high and a low band; high frequencies have the guidance's
     own scale w, low ones 1 + low (w - 1): the paper's w_low = 5, w_high = 10 is low = 4 / 9 around

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jdiff.denoisers import schedule_of
 from jdiff.errors import UserError
-from jdiff.guidance.base import Pair, Refinement, check_target, refinable, sum_dims, to_target
+from jdiff.guidance.base import Pair, Refinement, check_target, refinable, root, sum_dims, to_target
 from jdiff.predictions import Prediction
 from jdiff.pytree import Array, PyTree, static, struct
 from jdiff.solvers.base import safe_ratio
@@ -26,7 +26,7 @@ class Magnitude(Refinement):
         bad, good = (to_target(self.target, self.schedule, p, t) for p in (pair.bad, pair.good))
         square = lambda tree: sum(sum_dims(a**2).reshape(-1) for a in jax.tree.leaves(tree))
         difference = square(jax.tree.map(jnp.subtract, good, bad))
-        ratio = jnp.sqrt(safe_ratio(difference, square(bad)))
+        ratio = root(safe_ratio(difference, square(bad)))
         w = 1.0 + (pair.w - 1.0) * jnp.exp(-self.damping * ratio)
         return self.denoiser.guide(x, t, pair._replace(w=w))
 

@@ -83,7 +83,7 @@ def with_momentum(solver: Solver, beta: Array | float = -0.5) -> Momentum:
     """A solver that guides with a running difference: d_i = (good - bad) + beta d_{i-1}, in x0.
 
     The denoiser it is given extrapolates a pair (cfg, apg(cfg(...)), ...): the momentum comes
-    before its refinements, as in algorithm 1. Negative beta (the paper's -0.5 to -0.75) pushes away
+    before its refinements, as in APG. Negative beta (the paper's -0.5 to -0.75) pushes away
     from what guidance did before. beta = 0 is the solver itself.
 
     Args:

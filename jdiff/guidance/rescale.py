@@ -45,8 +45,8 @@ class Rescale(Refinement):
 def rescale(denoise: Any, share: Array | float = 0.7, target: str = "x0") -> Rescale:
     """Gives back `share` of the standard deviation that guidance added, per sample and leaf.
 
-    guided (1 - share + share std(good) / std(guided)): Lin et al. 2023 (2305.08891), equations 15
-    and 16, who do it to the network's output (share 0.7): give target="v" or "eps" for theirs.
+    guided (1 - share + share std(good) / std(guided)): Lin et al. 2023 (2305.08891), section
+    3.4, who do it to the network's output (share 0.7): give target="v" or "eps" for theirs.
 
     Args:
       denoise: a guidance that extrapolates (cfg, autoguidance, ...), refined or not.

@@ -111,6 +111,16 @@ def test_trees_are_refined_leaf_by_leaf(name):
     same(made.x0, tree(wanted.x0), 1e-4, 1e-4)
 
 
+@pytest.mark.parametrize("name", ["apg", "magnitude", "cfg_zero", "tangential"])
+def test_gradients_pass_where_the_pair_is_one(name):
+    """Guidance by a measurement differentiates the denoiser; |good - bad| has no slope at 0."""
+    schedule = COSINE
+    inner = denoisers.function(lambda x, t, cond: from_x0(schedule, x, jnp.tanh(x), t), schedule)
+    guided = REFINEMENTS[name](guidance.cfg(inner, 4.0, NULL))
+    slope = jax.jit(jax.grad(lambda x: jnp.sum(guided(x, T, COND).x0)))(X)
+    np.testing.assert_allclose(slope, 1 - jnp.tanh(X) ** 2, rtol=1e-3, atol=1e-3)
+
+
 def test_low_precision_is_refined_in_float32():
     low = network(FLOW, dtype=jnp.bfloat16)
     every = guidance.rescale(
@@ -123,7 +133,7 @@ def flat(a):
     return np.asarray(a, np.float64).reshape(len(a), -1)
 
 
-def test_apg_is_algorithm_1_in_numpy():
+def test_apg_written_out_in_numpy():
     eta, norm, w = 0.3, 4.0, 5.0
     good, d = flat(GOOD), flat(GOOD) - flat(BAD)
     d = d * np.minimum(1.0, norm / np.linalg.norm(d, axis=1))[:, None]
