@@ -69,7 +69,7 @@ def test_a_struct_is_frozen():
     [
         (schedules.edm(), 2), (schedules.vp_linear(), 4), (schedules.cosine(), 3),
         (schedules.ddpm_linear(), 1), (solvers.ddim(0.5), 1), (solvers.ddpm(), 1),
-        (solvers.edm(40.0), 4), (solvers.heun(), 0), (weightings.min_snr(), 1),
+        (solvers.edm(40.0), 4), (solvers.dpmpp_2m(), 0), (weightings.min_snr(), 1),
         (predictions.parameterization("edm"), 1),
         (guidance.cfg(lambda *_: 0, 2.0, {"label": 10}), 2),
         (denoisers.network(lambda *_: 0, {"w": 1.0, "b": 2.0}, None, None), 2),
