@@ -14,6 +14,7 @@ so with det = alpha r1 - sigma r0 both endpoints follow from one inversion:
     eps        0                        1                        alpha
     v          -sigma                   alpha                    alpha^2 + sigma^2
     score      0                        -1 / sigma               -alpha / sigma
+    scaled_score 0                      -1                       -alpha
     velocity   d alpha / dt             d sigma / dt             alpha sigma' - sigma alpha'
     edm        sigma / (s sqrt(D))      -alpha s / sqrt(D)       -sqrt(D) / s
 
@@ -80,6 +81,7 @@ _ROWS: dict[str, Callable[[Schedule, Array, Array], tuple[Array, Array]]] = {
     "eps": lambda s, t, _: (jnp.zeros_like(s.alpha(t)), jnp.ones_like(s.alpha(t))),
     "v": lambda s, t, _: (-s.sigma(t), s.alpha(t)),
     "score": lambda s, t, _: (jnp.zeros_like(s.sigma(t)), -1.0 / s.sigma(t)),
+    "scaled_score": lambda s, t, _: (jnp.zeros_like(s.sigma(t)), -jnp.ones_like(s.sigma(t))),
     "velocity": lambda s, t, _: s.rates(t),
     "edm": lambda s, t, sd: (
         s.sigma(t) / (sd * _scale(s, t, sd)),
@@ -94,6 +96,10 @@ _TIMES: dict[str, Callable[[Schedule, Array], Array]] = {
     "step": lambda s, t: t - 1.0,  # the index 0..T-1 of a discrete table
     "log_sigma": lambda s, t: -0.125 * s.logsnr(t),  # EDM's log(sigma) / 4
     "logsnr": lambda s, t: s.logsnr(t),
+    # Those of EDM's table 1 (jdiff.presets): VP's (M - 1) t, VE's log(sigma / 2), iDDPM's index.
+    "t999": lambda s, t: 999.0 * t,
+    "log_half_sigma": lambda s, t: -0.5 * s.logsnr(t) - jnp.log(2.0),
+    "nearest_step": lambda s, t: _nearest_step(s, t),
 }
 
 
@@ -102,8 +108,9 @@ class Parameterization:
     """What a network predicts and how it is fed: one row of the table in the module's docstring.
 
     Attributes:
-      target: "x0", "eps", "v", "score", "velocity" or "edm".
-      time: what the network is told of the time: "t", "t1000", "step", "log_sigma" or "logsnr".
+      target: "x0", "eps", "v", "score", "scaled_score" (sigma score), "velocity" or "edm".
+      time: what the network is told of the time: "t", "t1000", "step", "nearest_step",
+        "log_sigma", "logsnr", "t999" or "log_half_sigma".
       sigma_data: the data's standard deviation (for "edm" alone).
       variance: "fixed", or "learned_range": the network has twice the channels, of which the second
         half v in [-1, 1] says the reverse step's variance (iDDPM).
@@ -212,3 +219,14 @@ def convert(
 def _scale(schedule: Schedule, t: Array, sigma_data: Array) -> Array:
     """sqrt(sigma^2 + alpha^2 sigma_data^2): the standard deviation of x_t."""
     return jnp.sqrt(schedule.sigma(t) ** 2 + (schedule.alpha(t) * sigma_data) ** 2)
+
+
+def _nearest_step(schedule: Schedule, t: Array) -> Array:
+    """The index 0..T-1 of the table's noise level nearest to that at t, in sigma / alpha."""
+    if schedule.T is None:
+        raise UserError(
+            f'parameterization: time="nearest_step" needs a discrete table, given '
+            f"{type(schedule).__name__}."
+        )
+    levels = schedule.sigma_ratio(jnp.arange(1, schedule.T + 1, dtype=jnp.result_type(float)))
+    return jnp.argmin(jnp.abs(levels - schedule.sigma_ratio(t)[..., None]), axis=-1)
