@@ -91,6 +91,9 @@ class LinearMultistep(Solver):
 
     def _weights(self, sched: Schedule, memory: History, t: Array, s: Array) -> list[Array]:
         """Those of the earlier slopes; one at alpha = 0, or of a step of no length, ends them."""
+        if self.even:
+            known = [memory.count > j for j in range(len(memory.times))]
+            return adams_weights(1.0, [-float(j + 1) for j in range(len(known))], known)
         place = (lambda t: t) if self.variable == "t" else sched.sigma_ratio
         u, *earlier = (place(a) for a in (t, *memory.times))
         h = place(s) - u
@@ -102,8 +105,6 @@ class LinearMultistep(Solver):
             ok = ok & (memory.count > j) & jnp.isfinite(distance) & (distance != last)
             nodes.append(jnp.where(ok, distance, last + 1.0))  # any other place: it has no weight
             usable.append(ok)
-        if self.even:
-            h, nodes = 1.0, [-float(j + 1) for j in range(len(nodes))]
         return adams_weights(jnp.where(jnp.isfinite(h), h, 0.0), nodes, usable)
 
 
