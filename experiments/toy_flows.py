@@ -228,8 +228,8 @@ def _batches(key: Array, source, target, n: int) -> tuple[Array, Array]:
 def _backwards(params: list) -> list:
     """v(x, s) of the other time as -v(x, 1 - t): the first layer's time flips, the last's sign."""
     (w, b), *middle, (last_w, last_b) = params
-    time_row = w[:, -1]
-    first = (w.at[:, -1].set(-time_row), b + time_row)
+    time_row = w[..., -1, :]
+    first = (w.at[..., -1, :].set(-time_row), b + time_row)
     return [first, *[tuple(layer) for layer in middle], (-last_w, -last_b)]
 
 
