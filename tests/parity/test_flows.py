@@ -11,7 +11,7 @@ import pytest
 from closed_forms import x64
 from peers import peer
 
-from jdiff import couplings, interpolants, schedules
+from jdiff import couplings, distributions, interpolants, schedules, weightings
 from jdiff.predictions import Prediction, convert, corrupt, endpoint_velocity, parameterization
 
 torch = peer("torch")
@@ -117,3 +117,18 @@ def test_affine_paths_are_flow_matchings(name):
         (at("velocity", "eps", velocity), path.velocity_to_epsilon(sample.dx_t, sample.x_t, when)),
     ):
         np.testing.assert_allclose(made, expected, rtol=1e-8)
+
+
+@x64
+def test_sd3s_times_and_weights_are_diffusers():
+    training = peer("diffusers.training_utils")
+    s, t = schedules.rectified_flow(), torch.tensor(S)
+    theirs = training.compute_loss_weighting_for_sd3("cosmap", t)
+    made = weightings.sd3(distributions.cosmap())(s, S) / weightings.velocity()(s, S)
+    np.testing.assert_allclose(made, theirs, rtol=1e-10)
+    draw = lambda name, **k: training.compute_density_for_timestep_sampling(
+        name, 16, generator=torch.Generator().manual_seed(0), **k
+    ).numpy()  # fmt: skip
+    u = draw("none")  # the uniforms that "mode" then maps, falling where ours rises
+    made = distributions.mode(1.29).quantile(1.0 - u)
+    np.testing.assert_allclose(made, draw("mode", mode_scale=1.29), rtol=1e-4)
