@@ -11,6 +11,7 @@ import pytest
 from jdiff import denoisers, experiment, guidance, schedules, solvers
 from jdiff.data.sources import Info
 from jdiff.errors import UserError
+from jdiff.training import step
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 DIGITS = Info("digits", "train", (8, 8, 1), 10, tuple("0123456789"), 1437)
@@ -37,6 +38,7 @@ def tiny(**changes):
     [
         ("digits", DIGITS, None),
         ("digits_dit_flow", DIGITS, None),
+        ("digits_meanflow", DIGITS, None),
         ("cifar10_ddpm", CIFAR, 35_746_307),
         ("cifar10_edm", CIFAR, 55_734_147),  # 55,732,739 + the label embedding's 128 * 10 + 128
         ("imagenet64_edm", IMAGENET, 295_899_267),
@@ -147,3 +149,117 @@ def test_a_model_without_labels_cannot_be_guided():
     exp = experiment.build(c, DIGITS)
     with pytest.raises(UserError, match="trained without labels"):
         experiment.sampler(c, exp.denoiser(None), exp.null)
+
+
+def flow_map(**loss):
+    """A config whose network is told the target time."""
+    c = tiny()
+    c.model.scalars = ("t-s",)
+    c.schedule = {"name": "rectified_flow"}
+    c.parameterization.update({"target": "velocity", "time": "t"})
+    c.loss.name = "meanflow"
+    c.loss.distribution = {"name": "uniform"}
+    c.loss.update(loss)
+    c.sampling.solver = {"name": "flow_map"}
+    c.sampling.grid = {"name": "uniform", "steps": 1}
+    return c
+
+
+def edited(c, **fields):
+    """A config with some of its fields (model__scalars is model.scalars) changed."""
+    for name, value in fields.items():
+        section, _, field = name.rpartition("__")
+        (c[section] if section else c)[field] = value
+    return c
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (broken("loss.name", "meanflo"), "config.loss.name 'meanflo' .*'meanflow'"),
+        (broken("loss.arguments", {"shar": 1.0}), r"arguments \(denoising\) entry 'shar'"),
+        (broken("loss.name", "reflow"), "config.loss.teacher: reflow learns from a run"),
+        (broken("loss.teacher", "runs/a"), "config.loss.teacher='runs/a': denoising has no teach"),
+        (broken("loss.target", "emma"), "config.loss.target 'emma' is not known"),
+        (broken("loss.coupling", {"name": "otto"}), "config.loss.coupling 'otto' .*'ot'"),
+        (broken("loss.name", "meanflow"), r"config.model.scalars=\[\]: meanflow trains a flow map"),
+        (edited(tiny(), loss__name="progressive", loss__teacher="a"), "progressive needs steps"),
+        (flow_map(weighting={"name": "eps"}), "config.loss.weighting: meanflow has its own"),
+        (edited(flow_map(), parameterization__time="t1000"), "time='t1000': a flow map is told t"),
+        (edited(flow_map(), sampling__solver={"name": "heun"}), "solver='heun': a flow map"),
+        (broken("sampling.solver", {"name": "flow_map"}), "solver='flow_map': .* no other network"),
+        (edited(flow_map(), schedule={"name": "cosine"}), "flow_map: Cosine given"),
+    ],
+)  # fmt: skip
+def test_a_loss_that_does_not_fit_is_refused_by_its_field(config, words):
+    with pytest.raises(UserError, match=words):
+        exp = experiment.build(config, DIGITS)
+        experiment.check(exp, DIGITS)
+        experiment.sampler(config, exp.denoiser(None), exp.null)
+
+
+def uint8(n):
+    image = np.random.default_rng(0).integers(0, 256, (n, 8, 8, 1), np.uint8)
+    return {"image": jnp.asarray(image), "label": jnp.arange(n) % 10}
+
+
+def test_a_loss_gets_what_it_asks_for_by_name(monkeypatch):
+    """The step, the averages' targets, the teacher and its sampler; couplings before all."""
+    from jdiff import losses
+
+    seen = {}
+
+    def spy(key, denoiser, x0, cond, *, step, total, target, teacher, sampler, eps, null, huber=3):
+        seen.update(locals())
+        return jnp.zeros(len(x0))
+
+    monkeypatch.setitem(losses.BY_NAME, "spy", spy)
+    c = tiny()
+    c.loss.update({"name": "spy", "target": "ema", "teacher": "a run", "arguments": {"huber": 7},
+                   "coupling": {"name": "ot"}, "null_rate": 0.0})  # fmt: skip
+    c.train.steps = 50
+    teacher = lambda weights: (("denoiser", weights), "solver", "times")
+    exp = experiment.build(c, DIGITS, teacher)
+    state = step.State(
+        params=None, opt=None, averages={"ema": 5.0}, step=jnp.asarray(4), key=None, bad_step=None,
+        frozen="weights",
+    )  # fmt: skip
+    assert exp.loss(1.0, jax.random.key(0), uint8(16), state).shape == (16,)
+    assert (seen["denoiser"].params, seen["target"].params) == (1.0, 5.0)
+    assert (int(seen["step"]), seen["total"], seen["huber"]) == (4, 50, 7)
+    assert seen["teacher"] == ("denoiser", "weights")
+    assert seen["sampler"] == (("denoiser", "weights"), "solver", "times")
+    assert seen["null"] == {"label": 10}
+    cost = ((seen["x0"][:, None] - seen["eps"][None]) ** 2).sum((2, 3, 4))
+    others = [cost[np.arange(16), np.roll(np.arange(16), k)].sum() for k in range(1, 16)]
+    assert jnp.trace(cost) < min(others)  # eps was matched to x0
+    np.testing.assert_array_equal(seen["cond"]["label"], np.arange(16) % 10)
+
+
+def test_a_loss_without_a_name_is_the_denoising_loss_with_the_same_draws():
+    """Runs of earlier versions go on bit for bit."""
+    from jdiff import distributions, losses
+    from jdiff.conditioning import drop
+
+    exp, key, batch = experiment.build(tiny(), DIGITS), jax.random.key(3), uint8(8)
+    params = exp.init(jax.random.key(0))
+    key_loss, key_drop, key_dropout = jax.random.split(key, 3)
+    cond = drop(key_drop, {"label": batch["label"]}, {"label": 10}, 0.1)
+    expected = losses.denoising(
+        key_loss, exp.denoiser(params), experiment.to_float(batch["image"]), cond,
+        distribution=distributions.lognormal(), dropout_key=key_dropout,
+    )  # fmt: skip
+    np.testing.assert_array_equal(exp.loss(params, key, batch), expected)
+
+
+def test_meanflow_trains_a_scanned_and_rematerialised_dit_through_its_jvp():
+    c = flow_map(arguments={"guidance": 2.0, "share": 1.0})
+    c.model.update({"scan": True, "remat": True})
+    exp = experiment.build(c, DIGITS)
+    experiment.check(exp, DIGITS)
+    state = step.start(exp.init(jax.random.key(0)), jax.random.key(1), exp.optimizer, exp.averages)
+    run = jax.jit(step.make_step(exp.loss, exp.optimizer, exp.averages))
+    for _ in range(2):  # at the start the output is zero, whatever the blocks
+        state, values = run(state, uint8(8))
+    assert np.isfinite(values["loss"])
+    assert values["grad_norm"] > 0

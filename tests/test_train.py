@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -181,3 +182,55 @@ def test_the_sampler_of_a_run_takes_choices(straight):
     )
     assert (denoise.scale, solver.eta, len(times)) == (3.0, 1.0, 5)
     assert run.config.sampling.grid.steps == 2  # the run's own config is not touched
+
+
+def student(teacher, **changes):
+    """A run that learns the teacher's two steps as one, from the teacher's weights."""
+    c = tiny(start=str(teacher), **changes)
+    c.loss.update({"name": "progressive", "teacher": str(teacher), "arguments": {"steps": 2}})
+    return c
+
+
+def test_a_student_starts_as_its_teacher_whose_weights_it_keeps_and_resumes_bit_for_bit(
+    straight, tmp_path
+):
+    go(student(straight), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "6")  # as if killed after step 3
+    moved = straight.rename(straight.with_name("moved"))
+    try:  # what is frozen is in the checkpoint, but its structure is the teacher's config
+        with pytest.raises(UserError, match="run is not a run directory"):
+            go(student(straight), tmp_path / "cut")
+    finally:
+        moved.rename(straight)
+    go(student(straight), tmp_path / "cut")
+    mine, teachers = final(tmp_path / "whole"), final(straight)
+    assert_same_bits(final(tmp_path / "cut"), mine)
+    frozen = {
+        k.removeprefix("['frozen']"): v for k, v in mine.items() if k.startswith("['frozen']")
+    }
+    average = {
+        k.removeprefix("['averages']['ema']"): v for k, v in teachers.items()
+        if k.startswith("['averages']['ema']")
+    }  # fmt: skip
+    assert_same_bits(frozen, average)
+    one = {k: v for k, v in mine.items() if k.startswith("['params']")}
+    moves = [np.abs(v - average[k.removeprefix("['params']")]).max() for k, v in one.items()]
+    assert 0 < max(moves) < 0.05  # six steps of 1e-3 from where the teacher was
+    run = runs.load_run(tmp_path / "whole")
+    assert run.denoiser(
+        np.zeros((1, 8, 8, 1), np.float32), np.float32(1.0), {"label": np.array([3])}
+    )
+
+
+def test_a_start_or_a_teacher_that_does_not_fit_is_named(straight, tmp_path):
+    wider = tiny(start=str(straight))
+    wider.model.width = 32
+    with pytest.raises(
+        UserError, match=r"config.train.start=.* is of another network: .* there and .* here"
+    ):
+        go(wider, tmp_path / "a")
+    c = student(straight)
+    c.data.size = 4
+    with pytest.raises(UserError, match=r"config.loss.teacher=.* was trained on digits.*\(8, 8, 1"):
+        go(c, tmp_path / "b")
