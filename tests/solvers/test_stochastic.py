@@ -8,6 +8,7 @@ from closed_forms import at, same, x64
 
 from jdiff import denoisers, sample, schedules, solvers
 from jdiff.noise import Fresh
+from jdiff.predictions import Prediction
 
 KEY = jax.random.key(5)
 SCHEDULES = {"vp": schedules.vp_linear, "edm": schedules.edm, "flow": schedules.rectified_flow}
@@ -96,6 +97,25 @@ def test_ddpms_variance_interpolates_the_logarithms_of_its_bounds():
     small, large = _posterior_std(s, t, u)
     std = float(_affine(solvers.ddpm(0.25), _gaussian(s, 0.0, 1.0), s, t, u)[2])
     np.testing.assert_allclose(std, small**0.75 * large**0.25, **CLOSE)
+
+
+@x64
+def test_a_learned_variance_takes_the_place_of_ddpms_own_entry_by_entry():
+    s, x = schedules.vp_linear(), jnp.asarray([[0.3, -1.0]] * 2)
+    t, u = at(s, [2.0, 0.5])
+    share = jnp.asarray([[0.0, 0.25], [1.0, 0.25]])
+    keys = jax.random.split(KEY, 2)
+
+    def ends(solver, variance):
+        denoise = lambda x, t, cond: Prediction(0.5 * x, x, variance)
+        return solver.step(denoise, s, x, (), t, u, Fresh(keys), {})[0]
+
+    learned = ends(solvers.ddpm(0.7), share)
+    for fixed in (0.0, 0.25, 1.0):
+        entries = np.asarray(share == fixed)
+        np.testing.assert_array_equal(
+            np.asarray(learned)[entries], np.asarray(ends(solvers.ddpm(fixed), None))[entries]
+        )
 
 
 @x64
