@@ -7,8 +7,8 @@ The two-dimensional experiment of the OT-CFM paper (Tong et al. 2024, 2302.00482
 ways to train a flow between two distributions: Lipman's flow matching (FM), independent couplings
 (I-CFM), optimal ones (OT-CFM), Schroedinger bridges (SB-CFM) and a second rectified flow (reflow of
 I-CFM). All seeds of a method train in one program, by vmap. Beside them torchcfm's own objects, if
-it is installed: the same networks, batches and steps, trained by torch and measured by the same
-sampler and metrics. A network is measured by
+it is installed: the same networks and batches, trained by torch and measured by the same sampler
+and metrics. A network is measured by
 
     W2     the 2-Wasserstein distance of its samples to fresh ones of the target, exact for samples
     NPE    |E integral ||v||^2 dt - W2(source, target)^2| / W2(source, target)^2: 0 for the paths of
@@ -43,7 +43,7 @@ class Sizes(NamedTuple):
     seeds: int = 5
     steps: int = 2000
     batch: int = 128
-    samples: int = 2048
+    samples: int = 1024
     grid: int = 100  # Euler steps
 
 
@@ -126,88 +126,77 @@ def network(params: list) -> denoisers.Network:
     return denoisers.network(apply, params, FLOW, parameterization("velocity"))
 
 
-Loss = Callable[[list, Array], Array]
+Loss = Callable[[list, Array, PyTree], Array]
 
 
-def fit(key: Array, loss: Loss, steps: int) -> list:
-    """Weights after so many steps of Adam on loss(params, key)."""
+def fit(key: Array, loss: Loss, batches: PyTree) -> list:
+    """Weights after a step of Adam on loss(params, key, batch) for each batch `[steps, ...]`."""
     key_init, key_steps = jax.random.split(key)
     optimizer = optax.adam(1e-3)
     params = init(key_init)
 
-    def step(carry: tuple, key: Array) -> tuple:
+    def step(carry: tuple, inputs: tuple) -> tuple:
         params, state = carry
-        updates, state = optimizer.update(jax.grad(loss)(params, key), state)
+        updates, state = optimizer.update(jax.grad(loss)(params, *inputs), state)
         return (optax.apply_updates(params, updates), state), None
 
-    start = (params, optimizer.init(params))
-    return jax.lax.scan(step, start, jax.random.split(key_steps, steps))[0][0]
+    keys = jax.random.split(key_steps, len(jax.tree.leaves(batches)[0]))
+    return jax.lax.scan(step, (params, optimizer.init(params)), (keys, batches))[0][0]
 
 
-@functools.partial(jax.jit, static_argnames=("source", "target", "sizes"))
-def train(keys: Array, path: PyTree, coupling: PyTree, source, target, sizes: Sizes) -> list:
-    """The weights of all seeds."""
+@jax.jit
+def train(keys: Array, path: PyTree, coupling: PyTree, x0: Array, x1: Array) -> list:
+    """The weights of all seeds, from batches x0 and x1 `[seeds, steps, batch, 2]`."""
 
-    def loss(params: list, key: Array) -> Array:
-        key_x0, key_x1, key_pair, key_loss = jax.random.split(key, 4)
-        x0, x1 = target(key_x0, sizes.batch), source(key_x1, sizes.batch)
-        x0, x1, _ = coupling(key_pair, x0, x1)
+    def loss(params: list, key: Array, batch: tuple[Array, Array]) -> Array:
+        key_pair, key_loss = jax.random.split(key)
+        x0, x1, _ = coupling(key_pair, *batch)
         return losses.conditional_flow(key_loss, network(params), x0, path=path, eps=x1).mean()
 
-    return jax.vmap(lambda key: fit(key, loss, sizes.steps))(keys)
+    return jax.vmap(lambda key, *batches: fit(key, loss, batches))(keys, x0, x1)
 
 
-@functools.partial(jax.jit, static_argnames=("source", "sizes"))
-def train_reflow(keys: Array, teachers: list, source, sizes: Sizes) -> list:
-    """Weights trained on 64 batches of pairs that each seed's teacher joins."""
+@functools.partial(jax.jit, static_argnames="sizes")
+def train_reflow(keys: Array, teachers: list, x1: Array, sizes: Sizes) -> list:
+    """Weights trained on the pairs that each seed's teacher makes of x1's first 64 batches."""
 
-    def one(key: Array, teacher: list) -> list:
-        key_x1, key_fit = jax.random.split(key)
-        x1 = source(key_x1, 64 * sizes.batch)
+    def one(key: Array, teacher: list, x1: Array) -> list:
+        x1 = x1[:64].reshape(-1, 2)
         x0 = ends(key, (network(teacher), solvers.euler(), grid(sizes)), x1)
+        rows = jax.random.randint(key, (sizes.steps, sizes.batch), 0, len(x1))
 
-        def loss(params: list, key: Array) -> Array:
-            key_row, key_loss = jax.random.split(key)
-            row = jax.random.choice(key_row, len(x1), (sizes.batch,))
-            return losses.flow_matching(key_loss, network(params), x0[row], eps=x1[row]).mean()
+        def loss(params: list, key: Array, rows: Array) -> Array:
+            return losses.flow_matching(key, network(params), x0[rows], eps=x1[rows]).mean()
 
-        return fit(key_fit, loss, sizes.steps)
+        return fit(key, loss, rows)
 
-    return jax.vmap(one)(keys, teachers)
+    return jax.vmap(one)(keys, teachers, x1)
 
 
-def train_torchcfm(name: str, source, target, sizes: Sizes) -> list | None:
-    """torchcfm's weights for all seeds, in our layout; None for a method that it lacks.
+def train_torchcfm(name: str, x0: Array, x1: Array) -> list:
+    """torchcfm's weights for all seeds from the same batches, in our layout.
 
     Seeds train in one loop: their layers are batched products, their draws torchcfm's, one by one.
     """
     import torch
     from torchcfm import conditional_flow_matching as cfm
 
-    matchers = {
+    matcher = {
         "FM": lambda: cfm.TargetConditionalFlowMatcher(BLUR),
         "I-CFM": lambda: cfm.ConditionalFlowMatcher(BLUR),
         "OT-CFM": lambda: cfm.ExactOptimalTransportConditionalFlowMatcher(BLUR),
         "SB-CFM": lambda: cfm.SchrodingerBridgeConditionalFlowMatcher(BRIDGE),
-    }
-    if name not in matchers:
-        return None
+    }[name]()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002, its plans are drawn by numpy
-    matcher, seeds, batch = matchers[name](), sizes.seeds, sizes.batch
-    start = jax.vmap(init)(jax.random.split(jax.random.key(1), seeds))
+    start = jax.vmap(init)(jax.random.split(jax.random.key(1), len(x0)))
     params = [[torch.tensor(np.asarray(a), requires_grad=True) for a in layer] for layer in start]
     optimizer = torch.optim.Adam([a for layer in params for a in layer], lr=1e-3)
-    draw = jax.jit(lambda key: _batches(key, source, target, seeds * batch * 100))
-    for step in range(sizes.steps):
-        if step % 100 == 0:
-            pool = draw(jax.random.fold_in(jax.random.key(2), step))
-            x0, x1 = (torch.tensor(np.asarray(a)).view(100, seeds, batch, 2) for a in pool)
-        parts = [
-            matcher.sample_location_and_conditional_flow(x1[step % 100, i], x0[step % 100, i])
-            for i in range(seeds)
-        ]
+    data, other = (torch.tensor(np.asarray(a)) for a in (x0, x1))
+    for step in range(x0.shape[1]):
+        pairs = zip(other[:, step], data[:, step])
+        parts = [matcher.sample_location_and_conditional_flow(*pair) for pair in pairs]
         t, x, u = (torch.stack(p) for p in zip(*parts))
         h = torch.cat([x, t[..., None]], -1)
         for w, b in params[:-1]:
@@ -216,13 +205,7 @@ def train_torchcfm(name: str, source, target, sizes: Sizes) -> list | None:
         optimizer.zero_grad()
         (v - u).square().mean((1, 2)).sum().backward()
         optimizer.step()
-    weights = [[jnp.asarray(a.detach().numpy()) for a in layer] for layer in params]
-    return _backwards(weights)
-
-
-def _batches(key: Array, source, target, n: int) -> tuple[Array, Array]:
-    key_x0, key_x1 = jax.random.split(key)
-    return target(key_x0, n), source(key_x1, n)
+    return _backwards([[jnp.asarray(a.detach().numpy()) for a in layer] for layer in params])
 
 
 def _backwards(params: list) -> list:
@@ -280,11 +263,10 @@ def run(
     """Everything of one task: {(method, "jdiff" | "torchcfm" | "floor"): Measured}."""
     source, target = TASKS[task]
     keys = jax.random.split(jax.random.key(0), sizes.seeds)
-    test = jax.random.split(jax.random.key(9), 3)
-    draw = lambda law, key: jax.vmap(lambda k: law(k, sizes.samples))(
-        jax.random.split(key, sizes.seeds)
-    )  # fmt: skip
-    x1, truth, again = draw(source, test[0]), draw(target, test[1]), draw(target, test[2])
+    draw = lambda law, key, *shape: law(jax.random.key(key), int(np.prod(shape))).reshape(*shape, 2)
+    test, batches = (sizes.seeds, sizes.samples), (sizes.seeds, sizes.steps, sizes.batch)
+    x1, truth, again = draw(source, 1, *test), draw(target, 2, *test), draw(target, 3, *test)
+    train_x0, train_x1 = draw(target, 4, *batches), draw(source, 5, *batches)
     shortest = [wasserstein2(a, b) ** 2 for a, b in zip(x1, truth)]
 
     def measure(params: list, began: float) -> Measured:
@@ -300,17 +282,17 @@ def run(
         if name == "FM" and source is not normal:
             continue  # its other endpoint is noise
         began = time.perf_counter()
-        weights[name] = jax.block_until_ready(train(keys, path, coupling, source, target, sizes))
+        weights[name] = jax.block_until_ready(train(keys, path, coupling, train_x0, train_x1))
         out[name, "jdiff"] = measure(weights[name], began)
         if peer:
             began = time.perf_counter()
-            out[name, "torchcfm"] = measure(train_torchcfm(name, source, target, sizes), began)
+            out[name, "torchcfm"] = measure(train_torchcfm(name, train_x0, train_x1), began)
         say(f"{task}, {name}: " + ", ".join(
             f"{who} {out[name, who].seconds:.0f} s" for who in ("jdiff", "torchcfm")
             if (name, who) in out
         ))  # fmt: skip
     began = time.perf_counter()
-    reflowed = jax.block_until_ready(train_reflow(keys, weights["I-CFM"], source, sizes))
+    reflowed = jax.block_until_ready(train_reflow(keys, weights["I-CFM"], train_x1, sizes))
     out[REFLOW, "jdiff"] = measure(reflowed, began)
     floor = [wasserstein2(a, b) for a, b in zip(again, truth)]
     out["two samples of the target", "floor"] = Measured(floor, [], np.zeros(0), 0.0)

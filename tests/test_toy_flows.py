@@ -65,11 +65,10 @@ def test_the_distributions_are_those_of_their_definitions(law):
 def test_seeds_train_at_once_and_apart_and_training_helps():
     keys = jax.random.split(KEY, 2)
     path, coupling = toy_flows.METHODS["OT-CFM"]
-    run = lambda keys, sizes: toy_flows.train(
-        keys, path, coupling, toy_flows.normal, toy_flows.moons, sizes
-    )  # fmt: skip
-    both = run(keys, SMALL)
-    turned = run(keys[::-1], SMALL)
+    draw = lambda law, seed: law(jax.random.key(seed), 2 * 40 * 16).reshape(2, 40, 16, 2)
+    x0, x1 = draw(toy_flows.moons, 1), draw(toy_flows.normal, 2)
+    both = toy_flows.train(keys, path, coupling, x0, x1)
+    turned = toy_flows.train(keys[::-1], path, coupling, x0[::-1], x1[::-1])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[::-1], atol=1e-5), both, turned)
     x1 = jax.random.normal(KEY, (2, 64, 2))
     truth = jax.vmap(lambda k: toy_flows.moons(k, 64))(keys)
