@@ -69,4 +69,4 @@ def posterior_std(schedule: Schedule, t: Array, s: Array) -> Array:
     """
     gap = schedule.logsnr(t) - schedule.logsnr(s)
     sigma_s = schedule.sigma(s)
-    return jnp.where(sigma_s == 0, 0.0, sigma_s * jnp.sqrt(-jnp.expm1(gap)))
+    return jnp.where(sigma_s == 0, 0.0, sigma_s * jnp.sqrt(jnp.maximum(-jnp.expm1(gap), 0.0)))
