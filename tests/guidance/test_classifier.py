@@ -19,7 +19,7 @@ def bayes(mixture):
     return lambda x, t, cond: mixture.log_density(x, t, cond) - mixture.log_density(x, t)
 
 
-@pytest.mark.parametrize("name", ["edm", "cosine", "rectified_flow"])
+@pytest.mark.parametrize("name", ["edm", "cosine"])
 def test_the_exact_classifier_makes_the_unconditional_denoiser_conditional(name):
     schedule = SCHEDULES[name]()
     mixture, _ = mixture_1d(schedule, labels=True)

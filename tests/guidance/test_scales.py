@@ -28,7 +28,7 @@ def acted(scale, schedule=EDM, t=T, **cond):
     return guided(X[: len(t)], t, {"label": COND["label"][: len(t)], **cond}).x0[:, 0]
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", ["edm", "vp_linear", "ddpm_linear"])
 def test_the_angles_clock_is_one_function_of_log_snr_on_every_schedule(name):
     schedule = SCHEDULES[name]()
     t = inside(schedule)
