@@ -11,6 +11,7 @@ global error on the ODE) and `evaluations`, the denoiser calls of a full step. A
 the data (sigma = 0) returns the predicted x0 exactly, adds no noise and evaluates nothing there.
 """
 
+from jdiff.solvers.adaptive import adaptive, adaptive_count
 from jdiff.solvers.ancestral import (
     ancestral,
     dpm_2_ancestral,
@@ -19,6 +20,7 @@ from jdiff.solvers.ancestral import (
     res_multistep_ancestral,
 )
 from jdiff.solvers.base import Solver
+from jdiff.solvers.ddnm import ddnm
 from jdiff.solvers.deis import deis
 from jdiff.solvers.dpm_solver import dpm_solver, dpm_solver_2m, dpm_solver_fast
 from jdiff.solvers.dpmpp import dpmpp_2m, dpmpp_2s, dpmpp_3m, dpmpp_3m_published
@@ -27,10 +29,13 @@ from jdiff.solvers.er_sde import er_sde
 from jdiff.solvers.exponential import ddim
 from jdiff.solvers.few_step import consistency, flow_map
 from jdiff.solvers.gradient_estimation import gradient_estimation
+from jdiff.solvers.interpolant import interpolant_sde
 from jdiff.solvers.langevin import annealed_langevin, predictor_corrector, reverse_diffusion
 from jdiff.solvers.linear_multistep import ipndm, lms, plms, pndm
 from jdiff.solvers.ode import dpm_2, euler, heun, midpoint, rk4, runge_kutta
+from jdiff.solvers.repaint import repaint
 from jdiff.solvers.res import exp_heun, res_multistep, res_singlestep
+from jdiff.solvers.restart import restart
 from jdiff.solvers.sa_solver import sa_solver
 from jdiff.solvers.sde import euler_maruyama
 from jdiff.solvers.seeds import seeds_1, seeds_2, seeds_3
@@ -42,7 +47,7 @@ BY_NAME = {
     "euler": euler, "heun": heun, "ddim": ddim, "ddpm": ddpm, "edm": edm,
     # Runge-Kutta and linear multistep
     "midpoint": midpoint, "dpm_2": dpm_2, "rk4": rk4, "lms": lms, "plms": plms, "pndm": pndm,
-    "ipndm": ipndm, "gradient_estimation": gradient_estimation,
+    "ipndm": ipndm, "gradient_estimation": gradient_estimation, "adaptive": adaptive,
     # exponential integrators
     "dpm_solver": dpm_solver, "dpm_solver_2m": dpm_solver_2m, "dpm_solver_fast": dpm_solver_fast,
     "dpmpp_2s": dpmpp_2s, "dpmpp_2m": dpmpp_2m, "dpmpp_3m": dpmpp_3m,
@@ -61,8 +66,13 @@ BY_NAME = {
 }  # fmt: skip
 
 __all__ = [
-    "BY_NAME", "Solver", "consistency", "ddim", "ddpm", "deis", "dpm_2", "dpm_solver",
-    "dpm_solver_2m", "dpm_solver_fast", "dpmpp_2m", "dpmpp_2s", "dpmpp_3m", "dpmpp_3m_published",
-    "edm", "euler", "exp_heun", "flow_map", "gradient_estimation", "heun", "ipndm", "lms",
-    "midpoint", "plms", "pndm", "res_multistep", "res_singlestep", "rk4", "runge_kutta", "unipc",
+    "BY_NAME", "Solver", "adaptive", "adaptive_count", "ancestral", "annealed_langevin",
+    "consistency", "ddim", "ddnm", "ddpm", "deis", "dpm_2", "dpm_2_ancestral", "dpm_solver",
+    "dpm_solver_2m", "dpm_solver_fast", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s",
+    "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_3m_published", "dpmpp_3m_sde", "dpmpp_sde", "edm",
+    "er_sde", "euler", "euler_ancestral", "euler_maruyama", "exp_heun", "flow_map",
+    "gradient_estimation", "heun", "interpolant_sde", "ipndm", "lms", "midpoint", "plms", "pndm",
+    "predictor_corrector", "repaint", "res_multistep", "res_multistep_ancestral", "res_singlestep",
+    "restart", "reverse_diffusion", "rk4", "runge_kutta", "sa_solver", "seeds_1", "seeds_2",
+    "seeds_3", "unipc",
 ]  # fmt: skip

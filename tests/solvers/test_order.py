@@ -59,7 +59,8 @@ SOLVERS = {
 }
 #: These see a schedule through alpha, sigma / alpha and its inverse alone: a table is enough.
 IN_SIGMA = (
-    "heun_in_sigma", "dpm_2", "rk4_in_sigma", "lms", "lms_3", "lms_started", "plms", "pndm", "ipndm",
+    "heun_in_sigma", "dpm_2", "rk4_in_sigma", "lms", "lms_3", "lms_started", "plms", "pndm",
+    "ipndm",
 )  # fmt: skip
 #: Weights of even steps have their order on smooth grids; a Runge-Kutta start keeps it there.
 EVEN = ("plms", "pndm", "ipndm", "lms_started")
