@@ -87,7 +87,11 @@ _ROWS: dict[str, Callable[[Schedule, Array, Array], tuple[Array, Array]]] = {
         s.sigma(t) / (sd * _scale(s, t, sd)),
         -s.alpha(t) * sd / _scale(s, t, sd),
     ),
+    "consistency": lambda s, t, sd: _consistency_row(s, t, sd),
 }
+
+# The targets whose network sees x at unit variance and log sigma.
+_PRECONDITIONED = ("edm", "consistency")
 
 # What the network is told of the time: (schedule, t) -> c_noise, in float32.
 _TIMES: dict[str, Callable[[Schedule, Array], Array]] = {
@@ -108,10 +112,11 @@ class Parameterization:
     """What a network predicts and how it is fed: one row of the table in the module's docstring.
 
     Attributes:
-      target: "x0", "eps", "v", "score", "scaled_score" (sigma score), "velocity" or "edm".
+      target: "x0", "eps", "v", "score", "scaled_score" (sigma score), "velocity", "edm" or
+        "consistency" (as "edm", but that x0 is x / alpha at t_min).
       time: what the network is told of the time: "t", "t1000", "step", "nearest_step",
         "log_sigma", "logsnr", "t999" or "log_half_sigma".
-      sigma_data: the data's standard deviation (for "edm" alone).
+      sigma_data: the data's standard deviation (for "edm" and "consistency").
       variance: "fixed", or "learned_range": the network has twice the channels, of which the second
         half v in [-1, 1] says the reverse step's variance (iDDPM).
     """
@@ -131,8 +136,8 @@ class Parameterization:
         return schedule.alpha(t) * r1 - schedule.sigma(t) * r0
 
     def scale_input(self, schedule: PyTree, x: PyTree, t: Array) -> PyTree:
-        """c_in x, the network's input: unit variance for "edm", x itself otherwise."""
-        if self.target != "edm":
+        """c_in x, the network's input: unit variance for "edm", x itself for most others."""
+        if self.target not in _PRECONDITIONED:
             return x
         return schedule_map(lambda s, x: x / expand(_scale(s, t, self.sigma_data), x), schedule, x)
 
@@ -192,14 +197,14 @@ def parameterization(
 ) -> Parameterization:
     """A parameterisation by name (see `Parameterization`).
 
-    `time` is "log_sigma" for "edm" and "t" otherwise if not given.
+    `time` is "log_sigma" for "edm" and "consistency", and "t" otherwise, if not given.
 
     Raises:
       UserError: an unknown target, time or variance, with the nearest name.
     """
     choose("parameterization target", target, _ROWS)
     time = choose(
-        "parameterization time", time or ("log_sigma" if target == "edm" else "t"), _TIMES
+        "parameterization time", time or ("log_sigma" if target in _PRECONDITIONED else "t"), _TIMES
     )
     if isinstance(sigma_data, int | float) and not sigma_data > 0:
         raise UserError(f"parameterization: sigma_data={sigma_data} given; it must be positive.")
@@ -230,3 +235,16 @@ def _nearest_step(schedule: Schedule, t: Array) -> Array:
         )
     levels = schedule.sigma_ratio(jnp.arange(1, schedule.T + 1, dtype=jnp.result_type(float)))
     return jnp.argmin(jnp.abs(levels - schedule.sigma_ratio(t)[..., None]), axis=-1)
+
+
+def _consistency_row(s: Schedule, t: Array, sd: Array) -> tuple[Array, Array]:
+    """The row of x0 = c_skip x / alpha + c_out F, with k = sigma / alpha and g = k - k(t_min):
+
+        c_skip = sd^2 / (g^2 + sd^2),      c_out = sd g / sqrt(k^2 + sd^2)
+
+    (Song et al. 2023, appendix C). At t_min, where F says nothing of x0, r1 is kept finite.
+    """
+    k = s.sigma_ratio(t)
+    gap = jnp.maximum(k - s.sigma_ratio(jnp.asarray(s.t_min, k.dtype)), 1e-15)
+    root = jnp.sqrt(k**2 + sd**2) / (gap**2 + sd**2)
+    return gap * root / sd, -k * sd * root / gap

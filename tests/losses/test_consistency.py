@@ -13,6 +13,7 @@ from jdiff import losses, schedules, solvers
 from jdiff.errors import UserError
 from jdiff.losses import distances
 from jdiff.losses.consistency import curriculum, interval, level
+from jdiff.predictions import parameterization
 
 KEY = jax.random.key(0)
 EDM = schedules.edm()
@@ -37,6 +38,33 @@ def test_the_levels_double_at_equal_distances_and_end_at_the_most():
     np.testing.assert_array_equal(curriculum(steps, 400_000, 10, 1280), expected)
     np.testing.assert_array_equal(curriculum(steps, 400_000, 18, 18), 18)  # no curriculum
     assert curriculum(jnp.asarray(3), 4, 10, 1280) <= 1280  # fewer steps than stages
+
+
+def test_the_row_is_the_published_preconditioning_and_holds_the_boundary():
+    """c_skip, c_out and c_in of Song et al. 2023, appendix C: f(x, t_min) = x for any network."""
+    row, sd, low = parameterization("consistency", sigma_data=0.5), 0.5, 0.002
+    sigma = jnp.asarray([low, 0.003, 0.5, 80.0])
+    x, f = jax.random.normal(KEY, (2, 4, 3))
+    skip = sd**2 / ((sigma - low) ** 2 + sd**2)
+    out = sd * (sigma - low) / jnp.sqrt(sigma**2 + sd**2)
+    found = row.prediction(EDM, f, x, sigma)
+    expected = skip[:, None] * x + out[:, None] * f
+    np.testing.assert_allclose(found.x0, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.x0 + sigma[:, None] * found.eps, x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.x0[0], x[0], rtol=1e-6)
+    scaled = row.scale_input(EDM, x, sigma)
+    np.testing.assert_allclose(scaled, x / jnp.sqrt(sigma**2 + sd**2)[:, None], rtol=1e-6)
+    assert row.time == "log_sigma"
+    slope = jax.grad(lambda f: row.prediction(EDM, f, x, sigma).x0.sum())(f)
+    np.testing.assert_allclose(slope, jnp.broadcast_to(out[:, None], f.shape), 1e-4, 1e-12)
+    # another path: the same function of x / alpha and sigma / alpha
+    s = schedules.cosine()
+    t = s.time(jnp.asarray([20.0, 3.0, 0.0, -3.0]))
+    alpha, k = s.alpha(t), s.sigma_ratio(t)
+    other = parameterization("consistency").prediction(
+        schedules.edm(float(s.sigma_ratio(s.t_min)), 80.0), f, x / alpha[:, None], k
+    )
+    np.testing.assert_allclose(row.prediction(s, f, x, t).x0, other.x0, rtol=1e-4, atol=1e-5)
 
 
 def test_intervals_are_as_likely_as_a_normal_log_sigma_falls_in_them():
