@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdiff.errors import UserError
 from jdiff.pytree import Array, PyTree, is_concrete
@@ -47,18 +48,19 @@ def custom(
 ) -> Array:
     """A grid of your own: falling times, or levels sigma / alpha; the data is added if absent.
 
+    Under jit, where values are not known, leave the data out.
+
     Raises:
       UserError: both or neither given, or what `check` refuses.
     """
     s = first_schedule(schedule)
     if (times is None) == (sigmas is None):
         raise UserError("custom: give times= (in the schedule's units) or sigmas= (sigma / alpha).")
-    if times is None:
-        times = s.time(-2.0 * jnp.log(jnp.asarray(sigmas, jnp.result_type(float))))
-    times = jnp.asarray(times, jnp.result_type(float))
-    if times.ndim == 1 and is_concrete(times) and (not len(times) or times[-1] != s.t_data):
-        times = to_data(s, times)
-    return check(times, schedule)
+    given, data = (times, s.t_data) if sigmas is None else (sigmas, 0.0)
+    ended = is_concrete(given) and np.size(given) and float(np.asarray(given)[-1]) == data
+    given = jnp.asarray(given, jnp.result_type(float))
+    times = given if sigmas is None else s.time(-2.0 * jnp.log(given))
+    return check(times if ended else to_data(s, times), schedule)
 
 
 def tail(times: Array, strength: float) -> Array:

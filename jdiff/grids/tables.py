@@ -10,7 +10,7 @@ import numpy as np
 
 from jdiff.errors import UserError
 from jdiff.grids.base import by_sigma, start, to_data
-from jdiff.pytree import Array, PyTree
+from jdiff.pytree import Array, PyTree, is_concrete
 
 
 def leading(schedule: PyTree, n: int, offset: int = 0) -> Array:
@@ -79,7 +79,7 @@ def normal(schedule: PyTree, n: int) -> Array:
     Where t_min is the data itself it is `uniform`.
     """
     s = start(schedule, n)
-    if float(s.t_min) == s.t_data:
+    if is_concrete(s.t_min) and float(s.t_min) == s.t_data:
         return jnp.linspace(s.t_max, s.t_data, n + 1)
     return to_data(s, jnp.linspace(s.t_max, s.t_min, n))
 
