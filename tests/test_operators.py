@@ -27,7 +27,7 @@ OPERATORS = {
 }
 
 
-X = np.ones((1, 2, 2, 3))
+X = np.ones((1, 2, 2, 3), np.float32)
 
 
 def dense(operator):

@@ -93,7 +93,7 @@ def test_resampling_nears_the_conditional_distribution():
     assert moments(coarse, 8, 1)[1][1, 1] < 0.3
 
 
-def test_the_denoiser_calls_are_counted():
+def test_calls_are_counted_and_a_steps_first_prediction_is_observed():
     calls = []
 
     def counted(x, t, cond):
@@ -101,23 +101,17 @@ def test_the_denoiser_calls_are_counted():
         assert cond == {}  # y is not shown
         return exact(x, t, cond)
 
-    solver = solvers.repaint(KEEP, inner=solvers.heun(), resample=3, jump=2)
-    sample(
+    solver = solvers.repaint(KEEP, inner=solvers.ddim(), resample=3, jump=2)
+    _, path = sample(
         jax.random.key(0), denoisers.function(counted, SCHEDULE), shape=(2,), solver=solver,
-        cond={"y": jnp.ones((1, 2))}, times=grids.uniform(SCHEDULE, 2),
+        cond={"y": jnp.ones((1, 2))}, times=grids.uniform(SCHEDULE, 2), observe=_observe,
     )  # fmt: skip
     jax.effects_barrier()
-    assert len(calls) == solver.count(2) == 12 + 3 * (2 + 1)
-
-
-def test_what_is_observed_is_the_step_s_first_prediction():
-    path = sample(
-        jax.random.key(0), denoisers.function(exact, SCHEDULE), shape=(2,),
-        solver=solvers.repaint(KEEP, resample=2, jump=2), cond={"y": jnp.ones((1, 2))},
-        times=grids.uniform(SCHEDULE, 3), observe=_observe,
-    )[1]  # fmt: skip
-    for x, t, x0 in zip(*path):
-        np.testing.assert_allclose(x0, exact(x, t[None], {}).x0, rtol=1e-4, atol=1e-5)
+    assert len(calls) == solver.count(2) == 6 + 3 * (1 + 1)
+    for x, t, x0 in zip(*(np.asarray(a) for a in path)):
+        alpha, sigma = float(SCHEDULE.alpha(t)), float(SCHEDULE.sigma(t))
+        wanted = alpha * C @ np.linalg.inv(alpha**2 * C + sigma**2 * np.eye(2)) @ x[0]
+        np.testing.assert_allclose(x0[0], wanted, rtol=1e-4, atol=1e-5)
 
 
 def _observe(x, t, prediction):
