@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdiff import denoisers, experiment, guidance, schedules, solvers
+from jdiff import denoisers, experiment, guidance, losses, schedules, solvers
 from jdiff.data.sources import Info
 from jdiff.errors import UserError
 from jdiff.training import step
@@ -205,8 +205,6 @@ def uint8(n):
 
 def test_a_loss_gets_what_it_asks_for_by_name(monkeypatch):
     """The step, the averages' targets, the teacher and its sampler; couplings before all."""
-    from jdiff import losses
-
     seen = {}
 
     def spy(key, denoiser, x0, cond, *, step, total, target, teacher, sampler, eps, null, huber=3):
@@ -238,7 +236,7 @@ def test_a_loss_gets_what_it_asks_for_by_name(monkeypatch):
 
 def test_a_loss_without_a_name_is_the_denoising_loss_with_the_same_draws():
     """Runs of earlier versions go on bit for bit."""
-    from jdiff import distributions, losses
+    from jdiff import distributions
     from jdiff.conditioning import drop
 
     exp, key, batch = experiment.build(tiny(), DIGITS), jax.random.key(3), uint8(8)
@@ -263,3 +261,51 @@ def test_meanflow_trains_a_scanned_and_rematerialised_dit_through_its_jvp():
         state, values = run(state, uint8(8))
     assert np.isfinite(values["loss"])
     assert values["grad_norm"] > 0
+
+
+def learning(name, **arguments):
+    """A config that trains with this loss, on a schedule and network that it can serve."""
+    if name in losses.FLOW_MAPS:
+        c = flow_map(name=name)
+    else:
+        c = edited(tiny(), loss__name=name)
+    if name == "conditional_flow":
+        c = edited(c, schedule={"name": "rectified_flow"}, loss__distribution={"name": "uniform"})
+        c.parameterization.target = "velocity"
+    if name == "hybrid":
+        c = edited(c, schedule={"name": "ddpm_linear"}, loss__distribution={"name": "uniform"})
+        c.parameterization.update({"target": "eps", "variance": "learned_range"})
+        c.model.out_channels = 2
+    if name in ("consistency_distillation", "progressive", "reflow"):
+        c.loss.teacher = "a run"
+    c.loss.arguments = arguments
+    return c
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("denoising", {}), ("flow_matching", {}), ("consistency", {"most": 20}),
+        ("consistency_distillation", {"levels": 4}), ("progressive", {"steps": 2}), ("reflow", {}),
+        ("shortcut", {"every": 2}), ("meanflow", {"guidance": 2.0}), ("conditional_flow", {}),
+        ("hybrid", {}),
+    ],
+)  # fmt: skip
+def test_every_loss_trains_a_network_by_its_name(name, arguments):
+    """Traced, not run: what it computes is proven in tests/losses."""
+    assert name in losses.BY_NAME
+    c = learning(name, **arguments)
+    plain = experiment.build(tiny(), DIGITS)
+    teacher = lambda weights: experiment.sampler(tiny(), plain.denoiser(weights), plain.null)
+    exp = experiment.build(c, DIGITS, teacher if c.loss.teacher else None)
+    experiment.check(exp, DIGITS)
+
+    def trained(batch):
+        frozen = plain.init(jax.random.key(0)) if c.loss.teacher else None
+        params = exp.init(jax.random.key(0))
+        state = step.start(params, jax.random.key(1), exp.optimizer, exp.averages, frozen)
+        assert exp.loss(params, state.key, batch, state).shape == (8,)
+        return step.make_step(exp.loss, exp.optimizer, exp.averages, 2)(state, batch)
+
+    state, values = jax.eval_shape(trained, uint8(8))
+    assert values["loss"].shape == ()

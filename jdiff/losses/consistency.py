@@ -46,7 +46,7 @@ def consistency(
       target: the network of the lower level: iCT's is the denoiser itself, its weights held fixed.
       step, total: how many training steps are done, and will be; for the curriculum.
       fewest, most: s_0 and s_1, the intervals between levels at the start and the end.
-      mean, std: the interval is that in which a normal log(sigma / alpha) falls (iCT, equation 10);
+      mean, std: the interval is that in which a normal log(sigma / alpha) falls (iCT, table 1);
         mean=None: all intervals are as likely.
       huber: c / sqrt(d) of the pseudo-Huber distance; None: the mean squared error.
       weighting: of the distance; 1 / (difference of the levels) unless given (iCT's).
@@ -116,7 +116,7 @@ def consistency_distillation(
 
 
 def curriculum(step: Array, total: int, fewest: int, most: int) -> Array:
-    """The number of intervals N(k) - 1 = min(s_0 2^floor(k / K'), s_1) (iCT, equation 11).
+    """The number of intervals N(k) - 1 = min(s_0 2^floor(k / K'), s_1) (iCT, table 1).
 
     K' = floor(K / (log2 floor(s_1 / s_0) + 1)): it doubles at equal distances and ends at `most`.
     """
@@ -143,7 +143,7 @@ def interval(
     """The number i of 1 .. n `[batch]` of the interval between the levels i and i + 1.
 
     With a mean, log(sigma / alpha) ~ N(mean, std^2), cut off at the outer levels, and i is where it
-    falls: the discrete log-normal of iCT's equation 10.
+    falls: the discrete log-normal of iCT's table 1.
     """
     u = jax.random.uniform(key, (batch,))
     if mean is None:

@@ -24,7 +24,7 @@ def dimensions(x: PyTree) -> int:
 def pseudo_huber(a: PyTree, b: PyTree, scale: float) -> Array:
     """sqrt(||a - b||^2 + c^2) - c `[B]` with c = scale sqrt(d) for d dimensions.
 
-    Song and Dhariwal 2023 (iCT), equation 7; their scale is 0.00054. Between ||a - b|| for large
+    Song and Dhariwal 2023 (iCT), table 1; their scale is 0.00054. Between ||a - b|| for large
     errors and its square over 2 c for small ones; smooth at 0.
     """
     c = scale * dimensions(a) ** 0.5

@@ -9,8 +9,7 @@ included. Differentiating (t - s) u along the path gives what u satisfies (equat
 
     u = v - (t - s) du/dt,      du/dt = v . grad_x u + d_t u,
 
-whose right side, held fixed, is the target; the velocity of the path at x_t stands for v (equation
-10). du/dt is a Jacobian-vector product with the tangent (v, 1, 0) of (x, t, s): the paper writes
+whose right side, held fixed, is the target; the velocity of the path at x_t stands for v. du/dt is a Jacobian-vector product with the tangent (v, 1, 0) of (x, t, s): the paper writes
 (v, 0, 1) for (z, r, t). Its r is our s, and its time is ours: t = 1 is noise.
 
 The network is asked with the target time in cond["s"] `[B]`; models take it by
@@ -46,7 +45,7 @@ def meanflow(
 
     With `guidance`, u learns the flow of v~ = guidance v + mix u(x, t, t | c) + (1 - guidance -
     mix) u(x, t, t | null), which is guided with the scale guidance / (1 - mix) at no cost in
-    sampling (equations 19 to 21); samples whose condition is the null learn v itself.
+    sampling (section 4.2 and its appendix on mixing scales); samples whose condition is the null learn v itself.
 
     Args:
       key: the key of the times and the noise.
@@ -57,14 +56,15 @@ def meanflow(
       distribution: of both times, of which t is the larger; uniform unless given. The paper's is
         logit_normal(-0.4, 1).
       share: of samples with s != t; the others learn the velocity. 0.25 to 1 in the paper.
-      power: p of the adaptive weight (equation 22): 0 is the squared error, 1 the paper's.
+      power: p of the adaptive weight (section 4.3): 0 is the squared error, 1 the paper's.
       null: what the conditions' null is, for guidance; see `conditioning`.
       eps: the other endpoint; standard normal unless given.
       teacher: a denoiser whose velocity stands for v, instead of the path's: distillation.
       dropout_key: switches the network's dropout on.
 
     Returns:
-      `[B]` losses; the error is summed over the dimensions, as in the paper.
+      `[B]` losses; the error is summed over the dimensions, as in the paper. With power 1 they are
+      all but 1 from start to end: not they, but the samples tell how training goes.
 
     Raises:
       UserError: guidance without a null condition.
@@ -121,7 +121,7 @@ def _guided(
     denoiser: Network, x: PyTree, t: Array, cond: dict[str, PyTree], v: PyTree, guidance: float,
     mix: float, null: PyTree,
 ) -> PyTree:  # fmt: skip
-    """Equation 21: v mixed with the network's own velocities; v where the condition is null."""
+    """v mixed with the network's own velocities; v where the condition is null."""
     if not null:
         raise UserError(
             f"meanflow: guidance={guidance} and mix={mix} given, but there is no null condition; "

@@ -66,7 +66,7 @@ def target(
     """The endpoints from which one DDIM step leads where two of the teacher's lead.
 
     x0 = (z'' - (sigma'' / sigma) x) / (alpha'' - (sigma'' / sigma) alpha), with z'' at `end` after
-    the teacher's steps from t to `middle` to `end` (algorithm 2, appendix G). Times are `[B]`.
+    the teacher's steps from t to `middle` to `end` (algorithm 2). Times are `[B]`.
     """
     first_step = teacher(x, t, cond)
     z = corrupt(schedule, first_step.x0, first_step.eps, middle)

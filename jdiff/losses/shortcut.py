@@ -2,13 +2,13 @@
 
 The network's s(x, t, d) is the mean velocity over a step of size d, so that x moves by d s. Most
 samples of a batch learn the velocity (d = 0); one in `every` learns from the model itself, that a
-step of 2 d is a step of d and another (equation 5):
+step of 2 d is a step of d and another (section 3):
 
     s(x_t, t, 2 d) = s(x_t, t, d) / 2 + s(x', t', d) / 2,      x' = x_t after the first.
 
 Here t grows with noise, so steps go down, and the step is told by its end, cond["s"] = t - d `[B]`;
 models take it by `scalars=("t-s",)`, which embeds d. Sizes are 1, 1/2, ... of the whole way down
-to 2^-levels, at which the model is asked for its velocity instead (section 3.2).
+to 2^-levels, at which the model is asked for its velocity (d = 0) instead.
 """
 
 import jax

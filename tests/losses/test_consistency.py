@@ -68,7 +68,7 @@ def test_the_row_is_the_published_preconditioning_and_holds_the_boundary():
 
 
 def test_intervals_are_as_likely_as_a_normal_log_sigma_falls_in_them():
-    """iCT, equation 10, over all intervals; without a mean, evenly."""
+    """iCT, table 1, over all intervals; without a mean, evenly."""
     n, draws = 20, 200_000
     phi = lambda sigma: 0.5 * (1 + math.erf((math.log(sigma) + 1.1) / (math.sqrt(2) * 2.0)))
     weights = np.diff([phi(sigma) for sigma in karras(n)])
