@@ -20,7 +20,7 @@ class DEIS(Multistep):
 
 
 def deis(order: int = 3) -> DEIS:
-    """DEIS with eps a polynomial in log rho, rho = sigma / alpha (2204.13902, section 3.2).
+    """DEIS with eps a polynomial in log rho, rho = sigma / alpha (2204.13902).
 
     The form of diffusers ("logrho"): the paper's tAB has a polynomial in its schedule's t, whose
     integrals have no closed form. Any grid; order 1 is DDIM.

@@ -89,7 +89,7 @@ class DPMSolverFast(Solver):
         self, denoise: Any, schedule: PyTree, x: PyTree, memory: Array, t: Array, s: Array,
         noise: Noise, cond: PyTree,
     ) -> tuple[PyTree, Array, Prediction]:  # fmt: skip
-        """Appendix D.3: the order depends on the number of steps left."""
+        """The order depends on the number of steps left."""
         last = jnp.asarray([self._left_order(left) for left in (1, 2, 3)])
         order = last[jnp.clip(memory, 1, 3) - 1]
         steps = [
@@ -148,7 +148,7 @@ def dpm_solver(
 
 
 def dpm_solver_fast(nfe: int | None = None) -> DPMSolverFast:
-    """DPM-Solver-fast (2206.00927, appendix D.3): order 3, with 2 or 1 at the last steps.
+    """DPM-Solver-fast (2206.00927): order 3, with 2 or 1 at the last steps.
 
     Meant for a grid even in log SNR (`grids.uniform_logsnr`). With the step to sigma = 0 last, of
     order 1 in any case, n steps take 3 n - 3 evaluations. A last step of order 1 that ends above

@@ -20,7 +20,7 @@ class RESMultistep(Multistep):
     order: ClassVar[int] = 2
 
     def weights(self, z: Array, nodes: list[Array]) -> list[Array]:
-        """phi_2 / u: table 2's second-order row with c_2 = u, the step before."""
+        """phi_2 / c_2 with the step before for a stage: c_2 = u is negative."""
         return phi.adams(z, nodes)
 
 

@@ -38,7 +38,7 @@ class UniPC(Multistep):
         return self.p
 
     def weights(self, z: Array, nodes: list[Array]) -> list[Array]:
-        """Equation 6's a_m B(h) / h: for one node the paper sets a = 1/2; more leave no freedom."""
+        """For one node the paper sets B(h) / 2; with more, its equations leave no freedom to B."""
         if len(nodes) > 1:
             return phi.adams(z, nodes)
         return phi.midpoint(z, nodes) if self.variant == "bh2" else [0.5 / nodes[0]]
@@ -61,7 +61,7 @@ class UniPC(Multistep):
             change = [a - b for a, b in zip(rest, self.weights(z, at))]
             new = [first, *change, *changes[k + 1 :]]
             changes = [jnp.where(ok, a, b) for a, b in zip(new, changes)]
-        made = (history.count > 0) & (nodes.h > 0)
+        made = (history.count > 0) & (nodes.h != 0)
         carried = jnp.where(made, -sched.alpha(t) * z * sched.sigma(s) / sched.sigma(t), 0.0)
         # Differences are to x0_1 there, to x0 here: y_j - y_1 = (y_j - y) - (y_1 - y).
         corrector = [-sum(changes), *changes[1:]]
@@ -69,7 +69,7 @@ class UniPC(Multistep):
 
 
 def unipc(order: int = 2, variant: str = "bh2") -> UniPC:
-    """UniPC-p of data prediction (2302.04867, algorithms 5 and 7), one evaluation a step.
+    """UniPC-p, multistep, of data prediction (2302.04867), one evaluation a step.
 
     The corrector makes a method of order p + 1 of a predictor of order p. For p = 3 the first steps
     bound that (see `multistep`): 3 from an ordinary start, 4 with short first steps.
