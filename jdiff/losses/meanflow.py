@@ -9,8 +9,9 @@ included. Differentiating (t - s) u along the path gives what u satisfies (equat
 
     u = v - (t - s) du/dt,      du/dt = v . grad_x u + d_t u,
 
-whose right side, held fixed, is the target; the velocity of the path at x_t stands for v. du/dt is a Jacobian-vector product with the tangent (v, 1, 0) of (x, t, s): the paper writes
-(v, 0, 1) for (z, r, t). Its r is our s, and its time is ours: t = 1 is noise.
+whose right side, held fixed, is the target; the velocity of the path at x_t stands for v. du/dt is
+a Jacobian-vector product with the tangent (v, 1, 0) of (x, t, s): the paper writes (v, 0, 1) for
+(z, r, t). Its r is our s, and its time is ours: t = 1 is noise.
 
 The network is asked with the target time in cond["s"] `[B]`; models take it by
 `scalars=("t-s",)`, which embeds t - s beside t as the paper's best variant does.
@@ -45,7 +46,8 @@ def meanflow(
 
     With `guidance`, u learns the flow of v~ = guidance v + mix u(x, t, t | c) + (1 - guidance -
     mix) u(x, t, t | null), which is guided with the scale guidance / (1 - mix) at no cost in
-    sampling (section 4.2 and its appendix on mixing scales); samples whose condition is the null learn v itself.
+    sampling (section 4.2, and the appendix on mixing scales); samples whose condition is the null
+    learn v itself.
 
     Args:
       key: the key of the times and the noise.
