@@ -1,8 +1,8 @@
 """Stochastic solvers against k-diffusion's samplers and diffusers' schedulers, on the same noise.
 
 All get one denoiser, a formula that torch and jax both evaluate, one grid of sigma / alpha and the
-same draws. k-diffusion and diffusers' SASolver agree to 1e-9 in float64; the rest of diffusers casts
-samples or levels to float32 and agrees to 1e-5. Where they differ from jdiff, and why:
+same draws. k-diffusion and diffusers' SASolver agree to 1e-9 in float64; the rest of diffusers
+casts samples or levels to float32 and agrees to 1e-5. Where they differ from jdiff, and why:
 
 * k-diffusion's dpmpp_sde asks a Brownian tree in sigma for the noise of its two overlapping
   intervals. Here the noise of the step is that of its two halves in the clock SNR, on which the
