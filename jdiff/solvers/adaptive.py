@@ -2,7 +2,9 @@
 
 Every sample has its own steps, so that its result and its number of evaluations depend on no other
 sample; the denoiser is still called on the whole batch, each sample at its own time, until the last
-one is there. Forward-mode derivatives pass through; reverse mode does not.
+one is there. In float32, rounding may decide whether a step is accepted: between batch sizes a
+sample then agrees to the tolerance, not to the bit. Forward-mode derivatives pass through, reverse
+mode does not.
 """
 
 from types import ModuleType
