@@ -30,10 +30,10 @@ def _quantities(s, t):
 
 @functools.cache
 def parts(name, bits=64):
-    """`_quantities` of a schedule by name as numpy arrays, each over three sets of times.
+    """`_quantities` of a schedule by name as numpy arrays, each over four sets of times.
 
     "all": the domain; "beside": h apart by [-2, -1, 0, 1, 2], off a table's steps, where its slope
-    is one-sided; "span": evenly spaced, between two steps of a table.
+    is one-sided; "span": evenly spaced, between two steps of a table; "data": t_data.
     """
     with jax.enable_x64(False):
         low, high = ends(ALL_SCHEDULES[name]())
@@ -51,15 +51,13 @@ def parts(name, bits=64):
         span = np.linspace(0.95 * low + 0.05 * high, 0.05 * low + 0.95 * high, 401)
         if s.T is not None:
             span = np.linspace(0.4 * s.T + 0.1, 0.4 * s.T + 0.9, 401)
-        times = np.concatenate([t, beside.ravel(), span])
+        times = np.concatenate([t, beside.ravel(), span, [s.t_data]])
         out = _quantities(s, jnp.asarray(times, jnp.result_type(float)))
         out = {k: np.asarray(v) for k, v in out.items()}
-    cuts = [len(t), len(t) + beside.size]
-    all_of, beside_of, span_of = (
-        {k: np.split(v, cuts)[i] for k, v in out.items()} for i in range(3)
-    )
-    beside_of = {k: v.reshape(*beside.shape, *v.shape[1:]) for k, v in beside_of.items()}
-    return {"all": all_of, "beside": beside_of, "span": span_of, "h": h}
+    cuts = np.cumsum([len(t), beside.size, len(span)])
+    sets = [{k: np.split(v, cuts)[i] for k, v in out.items()} for i in range(4)]
+    sets[1] = {k: v.reshape(*beside.shape, *v.shape[1:]) for k, v in sets[1].items()}
+    return dict(zip(("all", "beside", "span", "data"), sets)) | {"h": h}
 
 
 def at(name, bits=64):
@@ -70,10 +68,9 @@ def at(name, bits=64):
 @pytest.mark.parametrize("bits", [32, 64])
 @every
 def test_the_data_is_alpha_one_and_sigma_zero_exactly(name, bits):
-    with jax.enable_x64(bits == 64):
-        s = ALL_SCHEDULES[name]()
-        values = [float(f(s.t_data)) for f in (s.alpha, s.sigma, s.logsnr)]
-    assert values == [1.0, 0.0, np.inf]
+    s = parts(name, bits)["data"]
+    assert [float(s[what][0]) for what in ("alpha", "sigma", "logsnr")] == [1.0, 0.0, np.inf]
+    assert s["again"][0] == s["t"][0] == ALL_SCHEDULES[name]().t_data
 
 
 @every
