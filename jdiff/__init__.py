@@ -2,34 +2,41 @@
 
     from jdiff import schedules, grids, solvers, guidance, denoisers, sample
 
-The ground floor (these modules, and predictions, losses, distributions, weightings) imports jax
-alone. Networks, data, training and evaluation live in the rooms above: jdiff.models, jdiff.data,
+The ground floor (the modules below) imports jax alone. Networks, data, training and evaluation live in the rooms above: jdiff.models, jdiff.data,
 jdiff.training, jdiff.evaluation.
 """
 
 from typing import Any
 
 from jdiff import (
+    bound,
+    couplings,
     denoisers,
     distributions,
     grids,
     guidance,
+    interpolants,
+    likelihood,
     losses,
     noise,
+    operators,
     predictions,
+    presets,
     schedules,
     solvers,
     weightings,
 )
 from jdiff.errors import UserError
+from jdiff.inversion import invert
 from jdiff.sampling import sample, stream
 from jdiff.sweeps import Sweep, sweep
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Sweep", "UserError", "denoisers", "distributions", "grids", "guidance", "load_run", "losses",
-    "noise", "predictions", "sample", "schedules", "solvers", "stream", "sweep", "weightings",
+    "Sweep", "UserError", "bound", "couplings", "denoisers", "distributions", "grids", "guidance",
+    "interpolants", "invert", "likelihood", "load_run", "losses", "noise", "operators",
+    "predictions", "presets", "sample", "schedules", "solvers", "stream", "sweep", "weightings",
 ]  # fmt: skip
 
 
