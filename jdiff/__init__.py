@@ -2,8 +2,8 @@
 
     from jdiff import schedules, grids, solvers, guidance, denoisers, sample
 
-The ground floor (the modules below) imports jax alone. Networks, data, training and evaluation live in the rooms above: jdiff.models, jdiff.data,
-jdiff.training, jdiff.evaluation.
+The ground floor (the modules below) imports jax alone. Networks, data, training and evaluation live
+in the rooms above: jdiff.models, jdiff.data, jdiff.training, jdiff.evaluation.
 """
 
 from typing import Any
