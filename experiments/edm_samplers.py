@@ -103,8 +103,8 @@ def steps_for(solver: Any, budget: int) -> int | None:
 
 
 def reference(images: Images, schedule: Any, high: float, low: float) -> np.ndarray:
-    """The ODE's answer: fourth-order steps in log sigma, ten times those of the largest budget."""
-    sigmas = jnp.geomspace(high, low, 720)
+    """The ODE's answer: third order in log sigma, ten times the steps of the largest budget."""
+    sigmas = jnp.geomspace(high, low, 1440)
     times = jnp.append(schedule.time(-2.0 * jnp.log(sigmas)), schedule.t_data)
     return images.solve(schedule, solvers.dpmpp_3m(), times)
 
@@ -183,14 +183,14 @@ def stochastic(images: Images, names: Iterable[str]) -> dict[str, list[float]]:
 
 
 def say(name: str, row: list[float]) -> None:
-    print(f"  {name:34s}" + "".join(f"{value:10.4f}" for value in row), flush=True)
+    print(f"  {name:34s}" + "".join(f"{value:10.2g}" for value in row), flush=True)
 
 
 def markdown(title: str, rows: dict[str, list[float]]) -> str:
     """A table with one column for each budget; the least of a column in bold."""
     table = np.array(list(rows.values()))
     best = np.nanmin(table, axis=0)
-    cell = lambda v, b: "" if math.isnan(v) else f"**{v:.4f}**" if v == b else f"{v:.4f}"
+    cell = lambda v, b: "" if math.isnan(v) else f"**{v:.2g}**" if v == b else f"{v:.2g}"
     lines = [f"| {title} | " + " | ".join(f"{b}" for b in BUDGETS) + " |"]
     lines += ["|---|" + "---|" * len(BUDGETS)]
     for name, row in rows.items():
