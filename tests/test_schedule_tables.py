@@ -157,3 +157,14 @@ def test_the_time_shift_of_sd3_and_flux():
     np.testing.assert_allclose(gap, -2 * np.log(3.0), rtol=1e-12)
     mus = [np.log(schedules.flux_shift(n)) for n in (256, 1024, 4096)]
     np.testing.assert_allclose(mus, [0.5, 0.63, 1.15], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*TABLES, "ncsn", "shifted_table", "zero_terminal_scaled_linear"])
+@x64
+def test_the_velocity_at_a_tables_end_is_that_of_its_last_interval(name):
+    """All of it, by differences from the left: solvers in t take their first step by it."""
+    s, h = ALL_SCHEDULES[name](), 1e-4
+    end = jnp.asarray(s.t_max)
+    for rate, f in zip(s.rates(end), (s.alpha, s.sigma)):
+        expected = (3.0 * f(end) - 4.0 * f(end - h) + f(end - 2.0 * h)) / (2.0 * h)
+        np.testing.assert_allclose(rate, expected, rtol=1e-3, atol=1e-11)

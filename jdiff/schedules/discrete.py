@@ -37,7 +37,9 @@ class Discrete(Schedule):
         t = real(t)
         low = jnp.clip(jnp.floor(t), 1, self.T - 1)  # steps are whole numbers: nothing to search
         i = low.astype(jnp.int32) - 1
-        inside = self.table[i] + jnp.minimum(t - low, 1.0) * (self.table[i + 1] - self.table[i])
+        # a select, not a minimum, whose derivative at the tie (t = T) is half
+        along = jnp.where(t - low > 1.0, 1.0, t - low)
+        inside = self.table[i] + along * (self.table[i + 1] - self.table[i])
         below = self.table[0] - 2.0 * jnp.log(jnp.minimum(t, 1.0))
         return jnp.where(t < 1.0, below, inside)
 
