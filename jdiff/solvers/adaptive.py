@@ -21,7 +21,7 @@ from jdiff.predictions import Prediction
 from jdiff.pytree import Array, PyTree, batch_size, broadcast_time, expand, static, struct
 from jdiff.schedules import first, is_schedule, schedule_map
 from jdiff.solvers.base import Solver, ends_at_data
-from jdiff.solvers.variables import VARIABLES, slope
+from jdiff.solvers.variables import VARIABLES, finite_velocity, slope
 
 #: Name -> (class in diffrax, order, evaluations before the first step and in each).
 METHODS = {
@@ -84,9 +84,10 @@ class Adaptive(Solver):
         return METHODS[self.method][1]
 
     def check(self, schedule: PyTree, times: Array) -> None:
-        """Refuses an infinite interval, or several of them, in "sigma"; diffrax must be there."""
+        """Refuses an infinite velocity, or an infinite interval or several in "sigma"; diffrax."""
         _diffrax()
         if self.variable == "t":
+            finite_velocity("adaptive", schedule, times)
             return
         if len(jax.tree.leaves(schedule, is_leaf=is_schedule)) > 1:
             raise UserError(

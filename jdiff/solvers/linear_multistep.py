@@ -25,7 +25,7 @@ from jdiff.schedules import Schedule
 from jdiff.solvers.base import Solver
 from jdiff.solvers.multistep import History, remember
 from jdiff.solvers.ode import RungeKutta, heun, rk4
-from jdiff.solvers.variables import VARIABLES, advance, slope
+from jdiff.solvers.variables import VARIABLES, advance, finite_velocity, slope
 
 
 @struct
@@ -51,7 +51,9 @@ class LinearMultistep(Solver):
     evaluations: ClassVar[int] = 1
 
     def check(self, schedule: PyTree, times: Array) -> None:
-        """What the method of the start needs."""
+        """A finite velocity in "t", and what the method of the start needs."""
+        if self.variable == "t":
+            finite_velocity("solver", schedule, times)
         if self.start is not None:
             self.start.check(schedule, times)
 

@@ -17,7 +17,7 @@ from jdiff.predictions import Prediction
 from jdiff.pytree import Array, PyTree, broadcast_time, is_concrete, static, struct
 from jdiff.schedules import first, is_schedule
 from jdiff.solvers.base import Solver
-from jdiff.solvers.variables import VARIABLES, advance, first_order_only, slope
+from jdiff.solvers.variables import VARIABLES, advance, finite_velocity, first_order_only, slope
 
 Number = Array | float
 
@@ -50,7 +50,9 @@ class RungeKutta(Solver):
         return len(self.b)
 
     def check(self, schedule: PyTree, times: Array) -> None:
-        """Refuses stages inside a step in "sigma" for leaves whose sigma differ there."""
+        """Refuses an infinite velocity in "t", and in "sigma" stages where leaves' sigma differ."""
+        if self.variable == "t":
+            finite_velocity("solver", schedule, times)
         several = len(jax.tree.leaves(schedule, is_leaf=is_schedule)) > 1
         inside = any(float(_node(row)) != 1.0 for row in self.a)
         if several and inside and self.variable == "sigma" and self.nodes != "time":

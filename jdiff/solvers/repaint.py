@@ -38,8 +38,13 @@ class RePaint(Solver):
         return self.resample * self.jump * self.inner.evaluations
 
     def check(self, schedule: PyTree, times: Array) -> None:
-        """What the inner solver asks for."""
+        """What the inner solver asks for, and a last step that can be divided."""
         self.inner.check(schedule, times)
+        if self.jump > 1 and jnp.isinf(times[-1]):
+            raise UserError(
+                f"repaint: jump={self.jump} divides steps evenly in t, and times[-1] is "
+                f"{float(times[-1])}; use jump=1, or a schedule whose data lies at a finite t."
+            )
 
     def count(self, steps: int) -> int:
         """The last of the substeps is the inner solver's last, each time that it is taken."""
@@ -56,7 +61,8 @@ class RePaint(Solver):
     ) -> tuple[PyTree, Any, Prediction]:  # fmt: skip
         """Algorithm 1, with its jumps: from t to s in `jump` substeps, `resample` times."""
         y, rest = measurement(cond, self.entry)
-        times = jnp.linspace(t, s, self.jump + 1).at[-1].set(s)
+        inside = jnp.linspace(t, s, self.jump + 1)[1:-1]
+        times = jnp.concatenate([t[None], inside, s[None]])  # s itself: it may be -inf
 
         def substep(carry: tuple, number: Array) -> tuple[tuple, None]:
             x, inner, observed = carry

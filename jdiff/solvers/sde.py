@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from jdiff.errors import choose
+from jdiff.errors import UserError, choose
 from jdiff.noise import Noise
 from jdiff.predictions import Prediction, endpoint_velocity
 from jdiff.pytree import Array, PyTree, broadcast_time, static, struct
 from jdiff.schedules import Schedule, schedule_map
 from jdiff.solvers.ancestral import not_negative
 from jdiff.solvers.base import Solver
+from jdiff.solvers.variables import finite_velocity
 
 #: (schedule, t) -> w(t).
 Diffusion = Callable[[Schedule, Array], Array]
@@ -57,6 +58,15 @@ class EulerMaruyama(Solver):
 
     order: ClassVar[int] = 1
     evaluations: ClassVar[int] = 1
+
+    def check(self, schedule: PyTree, times: Array) -> None:
+        """Refuses an infinite velocity at the start, and a last step of infinite length."""
+        finite_velocity("euler_maruyama", schedule, times)
+        if self.last != "tweedie" and jnp.isinf(times[-1]):
+            raise UserError(
+                f"euler_maruyama: last={self.last!r} follows the path to times[-1], which is "
+                f"{float(times[-1])}; use last='tweedie'."
+            )
 
     def step(
         self, denoise: Any, schedule: PyTree, x: PyTree, memory: Any, t: Array, s: Array,

@@ -13,6 +13,7 @@ from jdiff.schedules import Schedule, first, schedule_map
 from jdiff.solvers.base import Solver
 from jdiff.solvers.exponential import posterior_std
 from jdiff.solvers.ode import heun_update
+from jdiff.solvers.variables import finite_velocity
 
 
 @struct
@@ -60,6 +61,10 @@ class EDMChurn(Solver):
 
     order: ClassVar[int] = 2
     evaluations: ClassVar[int] = 2
+
+    def check(self, schedule: PyTree, times: Array) -> None:
+        """Refuses an infinite velocity at the start: Heun's step is in t."""
+        finite_velocity("edm", schedule, times)
 
     def init(self, x: PyTree, times: Array) -> Any:
         """The number of steps N, among which churn is shared out."""

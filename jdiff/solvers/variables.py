@@ -11,11 +11,13 @@ dt has a kink at every step.
 
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 
+from jdiff.errors import UserError
 from jdiff.predictions import Prediction, endpoint_velocity
 from jdiff.pytree import Array, PyTree
-from jdiff.schedules import Schedule, first, schedule_map
+from jdiff.schedules import Schedule, first, is_schedule, schedule_map
 from jdiff.solvers.base import ends_at_data
 
 #: The variables that a solver of the ODE can be written in.
@@ -27,6 +29,21 @@ Weights = Callable[[Schedule], Sequence[Array | float | None]]
 def slope(variable: str, schedule: PyTree, prediction: Prediction, t: Array) -> PyTree:
     """The right side of the ODE at time t: a tree like x."""
     return prediction.eps if variable == "sigma" else endpoint_velocity(schedule, prediction, t)
+
+
+def finite_velocity(where: str, schedule: PyTree, times: Array) -> None:
+    """Raises a UserError where the path leaves times[0] with an infinite velocity dx/dt."""
+    for sched in jax.tree.leaves(schedule, is_leaf=is_schedule):
+        if not bool(_has_rates(sched, times[0])):
+            raise UserError(
+                f"{where}: d alpha / dt or d sigma / dt of {type(sched).__name__} is infinite at "
+                f"times[0]={float(times[0]):.6g}; start below it, or use variable='sigma' or ddim."
+            )
+
+
+@jax.jit
+def _has_rates(sched: Schedule, t: Array) -> Array:
+    return jnp.all(jnp.isfinite(jnp.stack(sched.rates(t))))
 
 
 def advance(

@@ -92,6 +92,22 @@ def test_a_stage_inside_a_step_in_sigma_needs_one_schedule():
     solvers.dpm_2().check({"image": schedules.edm()}, times)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        solvers.euler, solvers.heun, lambda: solvers.lms(variable="t"), solvers.edm,
+        solvers.euler_maruyama,
+    ],
+)  # fmt: skip
+def test_an_infinite_velocity_at_the_start_is_refused_in_t(make):
+    """alpha = sqrt(1 - t) leaves t = 1 at infinite speed; in sigma there is none."""
+    tree = {"image": schedules.edm(), "sound": schedules.linear_gamma()}
+    with pytest.raises(ValueError, match=r"of PowerVP is infinite at times\[0\]=1; start below"):
+        make().check(tree, jnp.asarray([1.0, 0.5, 0.0]))
+    make().check(tree, jnp.asarray([0.99, 0.5, 0.0]))
+    solvers.heun(variable="sigma").check(tree, jnp.asarray([1.0, 0.5, 0.0]))
+
+
 @x64
 def test_gradient_estimation_weighs_two_estimates():
     """x + (s - t) (gamma eps + (1 - gamma) eps_before), and DDIM in the first step."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from closed_forms import SCHEDULES
 
-from jdiff import denoisers, grids, sample, solvers
+from jdiff import denoisers, grids, sample, schedules, solvers
 from jdiff.errors import UserError
 from jdiff.predictions import from_x0
 
@@ -63,6 +63,20 @@ def draw(num, resample, jump, n, **changes):
         times=grids.uniform(SCHEDULE, n),
         solver=solvers.repaint(KEEP, resample=resample, jump=jump, **changes),
     )  # fmt: skip
+
+
+def test_data_at_no_finite_time_is_reached_by_whole_steps_alone():
+    """On VE, whose t runs to -inf: the known pixels of the result are y's."""
+    s, y = schedules.ve(), jnp.asarray([[1.0, 99.0]])
+    exactly = denoisers.mixture(jnp.zeros((1, 2)), 1.0, s)
+    run = lambda **options: sample(
+        jax.random.key(0), exactly, shape=(2,), num=1, cond={"y": y}, times=grids.karras(s, 3),
+        solver=solvers.repaint(KEEP, resample=2, **options),
+    )  # fmt: skip
+    found = run()
+    assert found[0, 0] == 1.0 and np.isfinite(found).all()
+    with pytest.raises(UserError, match=r"repaint: jump=2 divides .* times\[-1\] is -inf"):
+        run(jump=2)
 
 
 @pytest.mark.parametrize(("resample", "jump"), [(1, 1), (3, 2)])

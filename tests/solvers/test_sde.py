@@ -269,6 +269,15 @@ def test_the_step_to_the_data_is_tweedies_the_drifts_mean_or_the_odes():
     np.testing.assert_allclose(ends["mean"], 0.4 - 0.04 * 0.5 * 1.5 / 0.04, rtol=1e-9)
 
 
+def test_a_last_step_of_infinite_length_is_not_followed():
+    s = schedules.ve()
+    times = jnp.asarray([1.0, 0.0, s.t_data])
+    for last in ("mean", "euler"):
+        with pytest.raises(ValueError, match=r"last='\w+' follows .* -inf; use last='tweedie'"):
+            solvers.euler_maruyama(last=last).check(s, times)
+    solvers.euler_maruyama().check(s, times)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
