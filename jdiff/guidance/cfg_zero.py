@@ -1,5 +1,6 @@
 """CFG-Zero* (Fan et al. 2025, 2503.18886): an optimised scale of the null, and a zero start."""
 
+import math
 from typing import Any
 
 import jax
@@ -89,10 +90,15 @@ def zero_init(denoise: Any, share: Array | float = 0.04) -> ZeroInit:
     rectified flow, where velocity 0 is x0 = eps = x.
 
     Raises:
-      UserError: a share outside [0, 1], or no schedule.
+      UserError: a share outside [0, 1], no schedule, or one whose data is not at a finite t.
     """
     denoise = as_denoiser(denoise)
     if isinstance(share, int | float) and not 0 <= share <= 1:
         raise UserError(f"zero_init: share={share} given; it lies in [0, 1].")
-    schedule_of(denoise, where="zero_init")
+    s = first(schedule_of(denoise, where="zero_init"))
+    if math.isinf(s.t_data):
+        raise UserError(
+            f"zero_init: {type(s).__name__} has its data at t = {s.t_data}; share is one of a "
+            "finite time."
+        )
     return ZeroInit(denoise, share)

@@ -132,10 +132,19 @@ class Beta(Scale):
 
 
 def progress(schedule: Schedule, t: Array, clock: str = "angle") -> Array:
-    """How far from pure noise (0) to the data (1); see the module's docstring for the clocks."""
+    """How far from pure noise (0) to the data (1); see the module's docstring for the clocks.
+
+    Raises:
+      UserError: the clock "time" on a schedule whose data is not at a finite t.
+    """
     if clock == "angle":
         u = 1.0 - jnp.arctan(schedule.sigma_ratio(t)) * (2.0 / math.pi)
     else:
+        if math.isinf(schedule.t_data):
+            raise UserError(
+                f"guidance scale: clock='time' needs data at a finite t; {type(schedule).__name__} "
+                f"has it at {schedule.t_data}. Use clock='angle'."
+            )
         u = (schedule.t_max - t) / (schedule.t_max - schedule.t_data)
     return jnp.clip(u, 0.0, 1.0)  # rounding must not leave the domain of u^power
 

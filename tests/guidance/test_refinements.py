@@ -322,6 +322,10 @@ def test_every_target_is_inverted_and_keeps_the_rest(target):
         (lambda: guidance.frequency(cfg(2.0), octaves=0), r"frequency: octaves=0 given"),
         (lambda: guidance.zero_init(cfg(2.0), 2.0), r"zero_init: share=2.0 given"),
         (
+            lambda: guidance.zero_init(denoisers.function(lambda *a: a, schedules.ve())),
+            r"zero_init: VE has its data at t = -inf",
+        ),
+        (
             lambda: guidance.frequency(guidance.cfg(lambda x, t, c: Prediction(x, x), 2.0, NULL))(
                 X[:, 0], T, COND
             ),

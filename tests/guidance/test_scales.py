@@ -115,6 +115,10 @@ def test_the_numbers_of_a_scale_are_leaves_a_sweep_is_one_vmap():
         (lambda: acted(jnp.ones(2)), r"scale of shape \(2,\) for a batch of 3"),
         (lambda: acted(guidance.per_sample("w"), u=T), r"entry of cond 'w' is not known"),
         (lambda: acted(scales.linear(1, 2), None), r"a Schedule .* is needed"),
+        (
+            lambda: acted(scales.linear(1, 2, "time"), schedules.ve()),
+            r"clock='time' needs data at a finite t; VE has it at -inf",
+        ),
     ],
 )  # fmt: skip
 def test_a_scale_that_cannot_work_is_refused_by_name(make, said):
