@@ -21,8 +21,8 @@ from jdiff import grids
 from jdiff.denoisers import as_denoiser, schedule_of
 from jdiff.errors import UserError, choose
 from jdiff.predictions import corrupt
-from jdiff.pytree import Array, PyTree, batch_size, broadcast_time, noise_like
-from jdiff.schedules import Schedule, schedule_map
+from jdiff.pytree import Array, PyTree, batch_size, broadcast_time, is_concrete, noise_like
+from jdiff.schedules import Schedule, first, schedule_map
 
 
 class Bound(NamedTuple):
@@ -58,8 +58,7 @@ def variational_bound(
       schedule: the denoiser's own unless given.
 
     Raises:
-      UserError: an unknown decoder, times that do not fall, or an infinite noise level at the
-        first (rectified flow's t = 1 is pure noise and says nothing: start just below).
+      UserError: an unknown decoder, times that do not fall or do not end at the data.
     """
     choose("variational_bound: decoder", decoder, ("density", "levels"))
     denoiser = as_denoiser(denoiser)
@@ -67,6 +66,12 @@ def variational_bound(
     times = grids.check(times, schedule)
     if len(times) < 3:
         raise UserError("variational_bound: times needs at least two noisy times and the data.")
+    data = first(schedule).t_data
+    if is_concrete(times) and float(times[-1]) != data:
+        raise UserError(
+            f"variational_bound: times end at {float(times[-1]):.6g}; the last must be the data, "
+            f"t = {data:g}, as in every grid of jdiff.grids."
+        )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size(x0)))
     cond = {} if cond is None else cond
     return _run(keys, denoiser, schedule, x0, cond, times, decoder=decoder, levels=levels)
@@ -98,8 +103,8 @@ def _run(
     zero = jnp.zeros(len(keys), jnp.result_type(times, *jax.tree.leaves(x0)))
     diffusion, _ = jax.lax.scan(step, zero, steps)
 
-    first, last = inner[0], inner[-1]
-    prior = schedule_map(lambda s, x0: 0.5 * jnp.exp(s.logsnr(first)) * _square(x0), schedule, x0)
+    start, last = inner[0], inner[-1]
+    prior = schedule_map(lambda s, x0: 0.5 * jnp.exp(s.logsnr(start)) * _square(x0), schedule, x0)
     x, eps = noisy(len(inner), last)
 
     def decode(s: Schedule, x0: Array, x: Array, eps: Array) -> Array:

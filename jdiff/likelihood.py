@@ -22,7 +22,15 @@ import jax.numpy as jnp
 from jdiff.denoisers import as_denoiser, schedule_of
 from jdiff.errors import UserError, choose
 from jdiff.predictions import endpoint_velocity
-from jdiff.pytree import Array, PyTree, batch_size, broadcast_time, expand, noise_like
+from jdiff.pytree import (
+    Array,
+    PyTree,
+    batch_size,
+    broadcast_time,
+    expand,
+    is_concrete,
+    noise_like,
+)
 from jdiff.schedules import Schedule, first, schedule_map
 
 _FAR = 20.0  # where a logSNR is infinite at an end of the domain, the ODE starts or stops here
@@ -73,7 +81,7 @@ def log_likelihood(
     clock = first(schedule)
     low = _end(clock, clock.t_max if first_time is None else first_time)
     high = _end(clock, clock.t_min if last_time is None else last_time)
-    if not float(low) < float(high):
+    if is_concrete((low, high)) and not float(low) < float(high):
         raise UserError(
             f"log_likelihood: first_time={first_time} must be noisier than last_time={last_time}."
         )

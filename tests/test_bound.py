@@ -76,6 +76,7 @@ def test_levels_are_a_distribution():
         ({"decoder": "level"}, "Did you mean 'levels'"),
         ({"times": jnp.asarray([1.0, 0.0])}, "at least two noisy times"),
         ({"times": jnp.asarray([0.1, 1.0, 0.0])}, "times must fall"),
+        ({"times": jnp.asarray([3.0, 1.0, 0.1])}, "times end at 0.1; the last must be the data"),
     ],
 )
 def test_what_cannot_be_asked(options, said):

@@ -113,6 +113,13 @@ def test_bits_of_continuous_data_are_nats_over_log_2():
     )
 
 
+def test_a_caller_may_compile_it():
+    """The denoiser, and with it the schedule's ends, an argument of the caller's program."""
+    s, x0 = schedules.edm(0.01, 100.0), jnp.asarray(X0)
+    found = lambda d: likelihood.log_likelihood(KEY, d, x0, trace="exact", steps=4).log_prob
+    np.testing.assert_allclose(jax.jit(found)(_mixture(s)), found(_mixture(s)), rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
