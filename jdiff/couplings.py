@@ -171,8 +171,12 @@ def _same_batch(where: str, x0: PyTree, eps: PyTree) -> None:
             f"couplings.{where}: x0 and eps are different trees: {jax.tree.structure(x0)} and "
             f"{jax.tree.structure(eps)}."
         )
+    batch = batch_size(x0)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(x0), jax.tree.leaves(eps)):
+        leaf = f"x0{jax.tree_util.keystr(path)}"
         if a.shape != b.shape:
+            raise UserError(f"couplings.{where}: {leaf} is {a.shape} and eps {b.shape}.")
+        if len(a) != batch:
             raise UserError(
-                f"couplings.{where}: x0{jax.tree_util.keystr(path)} is {a.shape} and eps {b.shape}."
+                f"couplings.{where}: {leaf} has {len(a)} samples, the first leaf {batch}."
             )

@@ -127,5 +127,15 @@ def prefix_map(
         )  # fmt: skip
         others = [treedef.flatten_up_to(r) for r in rest]
     except ValueError as error:
-        raise UserError(f"the trees do not match: {error}") from error
+        given = ", ".join(f"{_names(a)}" for a in (x, *rest))
+        raise UserError(
+            f"the trees do not match: the schedule has {_names(prefix, is_leaf)}, the arrays that "
+            f"it serves have {given}."
+        ) from error
     return treedef.unflatten([fn(*args) for args in zip(owners, leaves, *others)])
+
+
+def _names(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> str:
+    """The paths of a tree's leaves, for an error."""
+    paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return f"({', '.join(jax.tree_util.keystr(path) or 'one leaf' for path, _ in paths)})"

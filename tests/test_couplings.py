@@ -166,6 +166,10 @@ def test_a_coupled_loss_has_gradients_in_a_compiled_step_on_several_devices(make
             r"couplings.ot: x0\['a'\] is \(4, 2\) and eps \(3, 2\)",
         ),
         (
+            lambda: couplings.ot()(KEY, *[{"a": jnp.ones((4, 2)), "b": jnp.ones((3, 2))}] * 2),
+            r"couplings.ot: x0\['b'\] has 3 samples, the first leaf 4",
+        ),
+        (
             lambda: couplings.paired()(KEY, {"a": jnp.ones(4)}, jnp.ones(4)),
             "x0 and eps are different trees",
         ),

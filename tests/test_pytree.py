@@ -109,11 +109,15 @@ def test_a_prefix_serves_the_leaves_below_it():
 
 
 @pytest.mark.parametrize(
-    ("prefix", "rest"),
-    [({"z": "A"}, {"a": 1}), ("A", {"a": 1, "b": 2}), ({"a": "A", "b": "B"}, {"a": 1})],
+    ("prefix", "rest", "said"),
+    [
+        ({"z": "A"}, {"a": 1}, r"schedule has \(\['z'\]\), .* have \(\['a'\]\), \(\['a'\]\)"),
+        ("A", {"a": 1, "b": 2}, r"has \(one leaf\), .* have \(\['a'\]\), \(\['a'\], \['b'\]\)"),
+        ({"a": "A", "b": "B"}, {"a": 1}, r"schedule has \(\['a'\], \['b'\]\)"),
+    ],
 )
-def test_trees_that_do_not_match_are_refused(prefix, rest):
-    with pytest.raises(UserError, match="trees do not match"):
+def test_trees_that_do_not_match_are_refused_by_their_leaves(prefix, rest, said):
+    with pytest.raises(UserError, match=f"the trees do not match: .*{said}"):
         prefix_map(lambda *a: a, prefix, lambda p: isinstance(p, str), {"a": 1}, rest)
 
 

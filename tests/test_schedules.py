@@ -399,7 +399,10 @@ def test_every_named_schedule_is_proven_here():
     ("make", "said"),
     [
         (lambda: schedules.edm(80.0, 0.002), r"edm: sigma_min=80.0 must be below sigma_max=0.002"),
+        (lambda: schedules.edm(-1.0, 80.0), r"edm: sigma_min=-1.0 given; it must be positive"),
         (lambda: schedules.ve(0.0, 50.0), r"ve: sigma_min=0.0 given; it must be positive"),
+        (lambda: schedules.ve_sqrt(-1.0), r"ve_sqrt: sigma_min=-1.0 given; it must be positive"),
+        (lambda: schedules.cosine(shift=-1.0), r"cosine: shift=-1.0 given; it must be positive"),
         (lambda: schedules.vp_linear(20.0, 0.1), r"allowed are 0 < beta_min <= beta_max"),
         (lambda: schedules.sub_vp(0.0, 0.1), r"sub_vp: .* allowed are 0 < beta_min <= beta_max"),
         (lambda: schedules.cosine(20.0, -20.0), r"logsnr_min=20.0 must be below logsnr_max=-20.0"),

@@ -51,8 +51,13 @@ def karras(
     """Evenly spaced in (sigma / alpha)^(1 / rho), then the data (Karras et al. 2022, equation 5).
 
     The ends are the schedule's t_max and t_min unless given. n = 18 for CIFAR-10 in the paper.
+
+    Raises:
+      UserError: rho is not positive; sigma / alpha is infinite or 0 at an end.
     """
     s = start(schedule, n)
+    if is_concrete(rho) and not rho > 0:
+        raise UserError(f"karras: rho={rho} given; it must be positive.")
     ends = finite(s, "karras", first, last)
     high, low = (jnp.exp(-0.5 * end) ** (1.0 / rho) for end in ends)
     return to_data(s, s.time(-2.0 * rho * jnp.log(jnp.linspace(high, low, n))))
@@ -135,14 +140,18 @@ def linear_quadratic(
     Gen's, in the form of Mochi's and ComfyUI's linear_quadratic.
 
     Raises:
-      UserError: the data is not at a finite t.
+      UserError: the data is not at a finite t, threshold not in (0, 1), linear not in 1 to n - 1.
     """
     s = start(schedule, n)
     if math.isinf(s.t_data):
         raise UserError(f"linear_quadratic: {type(s).__name__} has its data at t = {s.t_data}.")
+    if not 0.0 < threshold < 1.0:
+        raise UserError(f"linear_quadratic: threshold={threshold} given; it lies in (0, 1).")
     if n == 1:
         return uniform(schedule, 1)
     L = n // 2 if linear is None else linear
+    if not 1 <= L <= n - 1:
+        raise UserError(f"linear_quadratic: linear={linear} given; with n={n}, 1 to {n - 1}.")
     i = np.arange(n + 1.0)
     slope, rest = threshold / L, n - L
     parabola = (1.0 - threshold - slope * rest) / rest**2

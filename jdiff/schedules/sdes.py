@@ -165,7 +165,12 @@ class SubVP(VPLinear):
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> EDM:
-    """EDM's schedule, sigma(t) = t (Karras et al. 2022). Raises UserError for an empty range."""
+    """EDM's schedule, sigma(t) = t (Karras et al. 2022).
+
+    Raises:
+      UserError: sigma_min is not positive, or not below sigma_max.
+    """
+    positive("edm", "sigma_min", sigma_min)
     ordered("edm", "sigma_min", sigma_min, "sigma_max", sigma_max)
     return EDM(sigma_min, sigma_max)
 
@@ -189,8 +194,9 @@ def ve_sqrt(sigma_min: float = 0.02, sigma_max: float = 100.0) -> VESqrt:
     t runs over [sigma_min^2, sigma_max^2] and the data lies at t = 0.
 
     Raises:
-      UserError: sigma_min is not below sigma_max.
+      UserError: sigma_min is not positive, or not below sigma_max.
     """
+    positive("ve_sqrt", "sigma_min", sigma_min)
     ordered("ve_sqrt", "sigma_min", sigma_min, "sigma_max", sigma_max)
     return VESqrt(sigma_min, sigma_max)
 

@@ -159,8 +159,12 @@ def cosine(logsnr_min: float = -20.0, logsnr_max: float = 20.0, shift: float = 1
     """The cosine schedule with logSNR limits and resolution shift (Hoogeboom et al. 2023).
 
     For d x d pixels trained with a network tuned at 64 x 64, shift = 64 / d.
+
+    Raises:
+      UserError: logsnr_min is not below logsnr_max, or shift not positive.
     """
     ordered("cosine", "logsnr_min", logsnr_min, "logsnr_max", logsnr_max)
+    positive("cosine", "shift", shift)
     return Cosine(logsnr_min, logsnr_max, shift)
 
 
