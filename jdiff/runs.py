@@ -111,6 +111,7 @@ def teacher(
         denoiser = dataclasses.replace(run.denoiser, params=weights)
         return experiment.sampler(run.config, denoiser, run.null)
 
+    of(run.denoiser.params)  # its errors now: inside a training step values are not known
     return run.denoiser.params, of
 
 
