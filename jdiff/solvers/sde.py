@@ -92,7 +92,12 @@ class EulerMaruyama(Solver):
 
     def _w(self, sched: Schedule, t: Array) -> Array:
         """w(t); 0 where it has no finite value ("sbdm" at alpha = 0), a step of the ODE."""
-        w = FORMS[self.form](sched, t) * 2.0 if isinstance(self.form, str) else self.form(sched, t)
+        if isinstance(self.form, str):
+            w = 2.0 * FORMS[self.form](sched, t)
+            if self.form != "sbdm" and sched.T is not None:
+                w = w / sched.T  # SiT's time is 1 where a table's is T
+        else:
+            w = self.form(sched, t)
         w = self.scale * w
         return jnp.where(jnp.isfinite(w), jnp.maximum(w, 0.0), 0.0)
 
@@ -108,8 +113,9 @@ def euler_maruyama(
     Args:
       form: w(t) = 2 scale times, with u = t / t_max: "sigma" (sigma(t)), "constant" (1), "linear"
         (u), "decreasing" ((1 - cos(pi u))^2 / 4), "increasing_decreasing" (sin(pi u)^2), "sbdm"
-        (g(t)^2 / 2: the reverse of the forward SDE), "zero" (the ODE). Or a function
-        (schedule, t) -> w, times `scale`; a new function compiles anew.
+        (g(t)^2 / 2: the reverse of the forward SDE), "zero" (the ODE). On a table of T steps all
+        but "sbdm" are divided by T. Or a function (schedule, t) -> w, times `scale`; a new function
+        compiles anew.
       scale: SiT's norm, 0 or more; 0 is the ODE.
       last: the step to the data: "tweedie" predicts the image, "mean" follows the drift without
         noise, "euler" follows the ODE. SiT makes it from t = 0.04 (`last=0.04` of a grid).

@@ -147,6 +147,19 @@ def test_the_diffusion_coefficients_are_sits(form):
     np.testing.assert_allclose((moved - unmoved) ** 2, 2 * 0.5 * SIT[form](0.3) * 0.1, rtol=1e-9)
 
 
+@pytest.mark.parametrize("form", ["constant", "linear", "decreasing", "increasing_decreasing"])
+@x64
+def test_on_a_table_the_whole_way_adds_as_much_noise_as_on_the_unit_interval(form):
+    """100 of 1000 steps are a length of 0.1: not a thousand times the diffusion."""
+    s, z = schedules.ddpm_linear(), jnp.zeros((1, 1))
+    solver, still = solvers.euler_maruyama(form, 0.5), lambda x, t, cond: Prediction(z, z)
+    step = lambda n: solver.step(
+        still, s, jnp.zeros((3, 1)), (), jnp.asarray(700.0), jnp.asarray(600.0), n, {}
+    )[0][2, 0]
+    added = (step(Unit(0)) - step(Unit(5))) ** 2
+    np.testing.assert_allclose(added, 2 * 0.5 * SIT[form](0.3) * 0.1, rtol=1e-9)
+
+
 EXACT = [name for name in WEAK if WEAK[name][1] is None and name.startswith("er")]
 EXACT += [
     name for name in WEAK
