@@ -270,7 +270,7 @@ def test_help_names_every_solver_grid_and_metric():
     from jdiff.evaluation.evaluate import METRICS
 
     words = lambda text: set(re.findall(r"[a-z_0-9]+", text))
-    assert words(options.SOLVERS) == set(solvers.BY_NAME)
+    assert set(solvers.BY_NAME) <= words(options.SOLVERS)
     assert set(grids.BY_NAME) <= words(options.GRIDS)
     assert set(METRICS) <= words(evaluate.EXAMPLES)
 

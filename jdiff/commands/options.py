@@ -8,8 +8,21 @@ from typing import Any
 
 from jdiff.errors import UserError
 
-SOLVERS = "euler, heun, ddim, dpmpp_2m, ddpm, edm"
-GRIDS = "karras, uniform, uniform_logsnr; leading, trailing, linspace on discrete tables"
+#: Written out, so that --help need not import jax. docs/solvers.md has orders and sources.
+SOLVERS = (
+    "one call of the network a step: euler, ddim, dpmpp_2m, dpmpp_3m, dpmpp_3m_published, "
+    "dpm_solver_2m, deis, unipc, res_multistep, lms, plms, pndm, ipndm, gradient_estimation; more: "
+    "heun, midpoint, dpm_2, rk4, dpm_solver, dpm_solver_fast, dpmpp_2s, res_singlestep, exp_heun, "
+    "adaptive; stochastic: ddpm, edm, euler_ancestral, dpm_2_ancestral, dpmpp_2s_ancestral, "
+    "res_multistep_ancestral, euler_maruyama, dpmpp_sde, dpmpp_2m_sde, dpmpp_3m_sde, seeds_1, "
+    "seeds_2, seeds_3, er_sde, sa_solver, reverse_diffusion, predictor_corrector, "
+    "annealed_langevin; for models trained so: consistency, flow_map"
+)
+GRIDS = (
+    "karras, uniform, uniform_logsnr (exponential, lu), polyexponential, vp, beta, beta_sigma, "
+    "kl_optimal, linear_quadratic, shifted; on discrete tables: leading, trailing, linspace, "
+    "simple, normal, ddim_uniform, sgm_uniform, iddpm; align_your_steps"
+)
 
 
 def add_workdir(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +48,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "sampler", "What is not given is as in the config of the run (config.sampling)."
     )
-    group.add_argument("--solver", metavar="NAME", help=f"one of {SOLVERS}")
+    group.add_argument("--solver", metavar="NAME", help=SOLVERS)
     group.add_argument(
         "--solver_args", type=assignments, metavar="A=X,...",
         help="numbers of the solver, e.g. eta=0.5 (ddim: 0 to 1), variance=1 (ddpm: 0 to 1), "
