@@ -9,6 +9,7 @@ from jdiff.errors import UserError
 from jdiff.grids.base import Grid, between, by_sigma, finite, start, to_data
 from jdiff.pytree import Array, PyTree, is_concrete
 from jdiff.schedules import shift_time, vp_linear
+from jdiff.schedules.base import finite_data
 
 
 def uniform(
@@ -143,8 +144,7 @@ def linear_quadratic(
       UserError: the data is not at a finite t, threshold not in (0, 1), linear not in 1 to n - 1.
     """
     s = start(schedule, n)
-    if math.isinf(s.t_data):
-        raise UserError(f"linear_quadratic: {type(s).__name__} has its data at t = {s.t_data}.")
+    finite_data("linear_quadratic", s)
     if not 0.0 < threshold < 1.0:
         raise UserError(f"linear_quadratic: threshold={threshold} given; it lies in (0, 1).")
     if n == 1:

@@ -1,6 +1,5 @@
 """CFG-Zero* (Fan et al. 2025, 2503.18886): an optimised scale of the null, and a zero start."""
 
-import math
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from jdiff.guidance.base import (
 from jdiff.predictions import Prediction
 from jdiff.pytree import Array, PyTree, broadcast_time, expand, static, struct
 from jdiff.schedules import first
+from jdiff.schedules.base import finite_data
 from jdiff.solvers.base import safe_ratio
 
 
@@ -95,10 +95,5 @@ def zero_init(denoise: Any, share: Array | float = 0.04) -> ZeroInit:
     denoise = as_denoiser(denoise)
     if isinstance(share, int | float) and not 0 <= share <= 1:
         raise UserError(f"zero_init: share={share} given; it lies in [0, 1].")
-    s = first(schedule_of(denoise, where="zero_init"))
-    if math.isinf(s.t_data):
-        raise UserError(
-            f"zero_init: {type(s).__name__} has its data at t = {s.t_data}; share is one of a "
-            "finite time."
-        )
+    finite_data("zero_init", first(schedule_of(denoise, where="zero_init")))
     return ZeroInit(denoise, share)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jdiff.errors import UserError, choose
 from jdiff.pytree import Array, PyTree, is_concrete, static, struct
 from jdiff.schedules import Schedule, first
+from jdiff.schedules.base import finite_data
 
 
 class Scale:
@@ -140,11 +141,7 @@ def progress(schedule: Schedule, t: Array, clock: str = "angle") -> Array:
     if clock == "angle":
         u = 1.0 - jnp.arctan(schedule.sigma_ratio(t)) * (2.0 / math.pi)
     else:
-        if math.isinf(schedule.t_data):
-            raise UserError(
-                f"guidance scale: clock='time' needs data at a finite t; {type(schedule).__name__} "
-                f"has it at {schedule.t_data}. Use clock='angle'."
-            )
+        finite_data("guidance scale with clock='time'", schedule)
         u = (schedule.t_max - t) / (schedule.t_max - schedule.t_data)
     return jnp.clip(u, 0.0, 1.0)  # rounding must not leave the domain of u^power
 

@@ -15,6 +15,7 @@ from jdiff.losses.denoising import Weighting, denoising, normal
 from jdiff.predictions import Prediction, corrupt, from_x0
 from jdiff.pytree import Array, PyTree, batch_size, expand
 from jdiff.schedules import Schedule, first, schedule_map
+from jdiff.schedules.base import finite_data
 
 
 def progressive(
@@ -40,13 +41,14 @@ def progressive(
       `[B]` losses.
 
     Raises:
-      UserError: steps is below 1.
+      UserError: steps is below 1, or the data lies at no finite t.
     """
     if steps < 1:
         raise UserError(f"progressive: steps={steps} given; the student takes at least 1.")
     cond = {} if cond is None else cond
     key_t, key_eps = jax.random.split(key)
     schedule, s = denoiser.schedule, first(denoiser.schedule)
+    finite_data("progressive", s)
     eps = normal(key_eps, x0) if eps is None else eps
     i = jax.random.randint(key_t, (batch_size(x0),), 1, steps + 1)
     at = lambda i: s.t_data + (s.t_max - s.t_data) * i / steps

@@ -23,6 +23,7 @@ from jdiff.losses.meanflow import average_velocity, path_velocity
 from jdiff.predictions import corrupt
 from jdiff.pytree import Array, PyTree, batch_size, expand
 from jdiff.schedules import Schedule, first
+from jdiff.schedules.base import finite_data
 
 
 def shortcut(
@@ -49,11 +50,13 @@ def shortcut(
       `[B]` losses.
 
     Raises:
-      UserError: the batch is no multiple of `every`, or either is below 1.
+      UserError: the batch is no multiple of `every`, `every` or levels is below 1, or the data
+        lies at no finite t.
     """
     cond = {} if cond is None else cond
     key_t, key_step, key_eps = jax.random.split(key, 3)
     batch, schedule = batch_size(x0), denoiser.schedule
+    finite_data("shortcut", first(schedule))
     if every < 1 or levels < 1 or batch % every:
         raise UserError(
             f"shortcut: every={every} and levels={levels} given; both are at least 1, and the "

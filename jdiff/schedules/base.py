@@ -1,5 +1,6 @@
 """What every schedule offers, trees of schedules, and the precision of times."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +87,18 @@ def first(schedule: PyTree) -> Schedule:
     if not found:
         raise UserError(f"schedule: a Schedule (or a tree of them) is needed, given {schedule!r}.")
     return found[0]
+
+
+def finite_data(where: str, schedule: Schedule) -> None:
+    """Raises a UserError where the data lies at no finite t, so that the way there has no length.
+
+    For what divides [t_data, t_max] evenly in t.
+    """
+    if math.isinf(schedule.t_data):
+        raise UserError(
+            f"{where}: {type(schedule).__name__} has its data at t = {schedule.t_data}; a schedule "
+            "whose data lies at a finite t is needed, e.g. edm, cosine or rectified_flow."
+        )
 
 
 def real(t: Any) -> Array:

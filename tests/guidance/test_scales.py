@@ -117,7 +117,7 @@ def test_the_numbers_of_a_scale_are_leaves_a_sweep_is_one_vmap():
         (lambda: acted(scales.linear(1, 2), None), r"a Schedule .* is needed"),
         (
             lambda: acted(scales.linear(1, 2, "time"), schedules.ve()),
-            r"clock='time' needs data at a finite t; VE has it at -inf",
+            r"clock='time': VE has its data at t = -inf",
         ),
     ],
 )  # fmt: skip

@@ -7,10 +7,11 @@ import pytest
 from closed_forms import SCHEDULES, inside, x64
 from exact_flow import denoiser, network
 
-from jdiff import losses, schedules, solvers, weightings
+from jdiff import denoisers, losses, schedules, solvers, weightings
 from jdiff.errors import UserError
 from jdiff.losses.progressive import target
 from jdiff.noise import Fresh
+from jdiff.predictions import parameterization
 
 KEY = jax.random.key(0)
 
@@ -81,3 +82,10 @@ def test_a_student_of_no_steps_is_refused():
     s = schedules.cosine()
     with pytest.raises(UserError, match="steps=0"):
         losses.progressive(KEY, None, jnp.zeros((2, 1)), teacher=denoiser(s), steps=0)
+
+
+def test_data_at_no_finite_time_is_refused():
+    s = schedules.ve()
+    student = denoisers.network(lambda w, x, *rest: w * x, 1.0, s, parameterization("x0"))
+    with pytest.raises(UserError, match="progressive: VE has its data at t = -inf"):
+        losses.progressive(jax.random.key(0), student, jnp.ones((4, 2)), teacher=student, steps=2)

@@ -7,9 +7,10 @@ import pytest
 from closed_forms import x64
 from exact_flow import average_velocity, flow_map, network
 
-from jdiff import losses, schedules
+from jdiff import denoisers, losses, schedules
 from jdiff.errors import UserError
 from jdiff.losses.shortcut import half_steps
+from jdiff.predictions import parameterization
 
 KEY = jax.random.key(0)
 FLOW = schedules.rectified_flow()
@@ -88,3 +89,10 @@ def test_steps_start_on_the_grid_of_their_size_and_every_size_occurs():
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match=r"every=4 .* the batch \(6\)"):
         losses.shortcut(KEY, flow_map(), jnp.zeros((6, 1)), target=flow_map())
+
+
+def test_data_at_no_finite_time_is_refused():
+    s = schedules.ve()
+    student = denoisers.network(lambda w, x, *rest: w * x, 1.0, s, parameterization("x0"))
+    with pytest.raises(UserError, match="shortcut: VE has its data at t = -inf"):
+        losses.shortcut(jax.random.key(0), student, jnp.ones((4, 2)), target=student)
