@@ -97,7 +97,8 @@ def stream(
     noise = Fresh() if noise is None else noise
     times = grids.check(times, schedule)
     if is_concrete((times, schedule, solver)):
-        solver.check(schedule, times)
+        with jax.ensure_compile_time_eval():  # also while jit traces the caller
+            solver.check(schedule, times)
     ids = None if ids is None else jnp.asarray(ids)
     num = _number(num, x=x, ids=ids, cond=cond)
     if x is None and shape is None:
