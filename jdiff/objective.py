@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import ml_collections
 
-from jdiff import distributions, losses, solvers, weightings
+from jdiff import distributions, losses, schedules, solvers, weightings
 from jdiff.errors import UserError, call, choose
 from jdiff.pytree import Array
 
@@ -75,3 +75,8 @@ def _check_flow_map(config: ml_collections.ConfigDict) -> None:
             f"config.parameterization.time={config.parameterization.time!r}: a flow map is told t "
             "and s in the same units; give 't', and config.model.time_scale the scale of both."
         )
+    try:  # what cannot be sampled in the end is not trained
+        schedule = call("config.schedule", schedules.BY_NAME, config.schedule)
+        solvers.flow_map().check(schedule, None)
+    except UserError as error:
+        raise UserError(f"config.schedule.name={config.schedule.name!r}: {error}") from error

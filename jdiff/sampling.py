@@ -13,7 +13,7 @@ from jdiff.errors import UserError
 from jdiff.noise import Fresh, Noise
 from jdiff.predictions import Prediction
 from jdiff.pytree import Array, PyTree, is_concrete, noise_like
-from jdiff.schedules import schedule_map
+from jdiff.schedules import is_schedule, schedule_map
 from jdiff.solvers import Solver, heun
 
 #: What `observe` is called with at every grid point but the last: (x, t, prediction) -> anything.
@@ -95,10 +95,20 @@ def stream(
     schedule = schedule_of(denoiser, schedule)
     solver = heun() if solver is None else solver
     noise = Fresh() if noise is None else noise
+    if not isinstance(solver, Solver):
+        name = getattr(solver, "__name__", repr(solver))
+        raise UserError(f"sample: solver={name} is not a solver; call one: solver=solvers.heun().")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(x):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise UserError(
+                f"sample: x{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}; floats are "
+                "needed (images: x / 127.5 - 1, then predictions.corrupt)."
+            )
     times = grids.check(times, schedule)
     if is_concrete((times, schedule, solver)):
         with jax.ensure_compile_time_eval():  # also while jit traces the caller
             solver.check(schedule, times)
+            _check_start(denoiser, times[0])
     ids = None if ids is None else jnp.asarray(ids)
     num = _number(num, x=x, ids=ids, cond=cond)
     if x is None and shape is None:
@@ -147,6 +157,26 @@ def _run(
     steps = (jnp.arange(len(times) - 1), times[:-1], times[1:])
     (x, _), trajectory = jax.lax.scan(body, (x, solver.init(x, times)), steps)
     return x if observe is None else (x, trajectory)
+
+
+def _check_start(denoiser: Any, t: Array) -> None:
+    """Refuses a network that predicts noise where there is nothing else: x0 is 0 / 0 at alpha = 0.
+
+    Raises:
+      UserError: the first time is pure noise and the target does not determine x0 there.
+    """
+    while hasattr(denoiser, "denoiser"):
+        denoiser = denoiser.denoiser
+    target = getattr(getattr(denoiser, "parameterization", None), "target", None)
+    if target not in ("eps", "score", "scaled_score"):
+        return
+    for s in jax.tree.leaves(denoiser.schedule, is_leaf=is_schedule):
+        if is_concrete(s) and float(s.alpha(t)) == 0:
+            raise UserError(
+                f"sample: at times[0]={float(t):.6g} {type(s).__name__} is pure noise, and a "
+                f"network that predicts {target!r} says nothing of x0 there; start below, e.g. "
+                f"first={0.999 * float(t):.6g}, or train 'v' or 'velocity'."
+            )
 
 
 class _Shapes(tuple):

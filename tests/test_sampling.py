@@ -317,3 +317,32 @@ def test_sample_inside_jit_with_times_that_are_known_is_checked_and_the_same(sch
     rising = times[::-1]
     with pytest.raises(ValueError, match="times must fall"):
         jax.jit(lambda: draw(rising))()
+
+
+def test_a_network_of_noise_is_not_asked_at_pure_noise():
+    """Guided or not; just below it is."""
+    flow, row = schedules.rectified_flow(), predictions.parameterization("eps")
+    net = denoisers.network(lambda params, x, t, cond, key: x, {}, flow, row)
+    draw = lambda d, **end: sample(
+        KEY, d, times=grids.uniform(flow, 3, **end), shape=(1,), solver=solvers.ddim()
+    )
+    for denoise in (net, guidance.static_threshold(net)):
+        with pytest.raises(ValueError, match=r"times\[0\]=1 RectifiedFlow is pure noise.*'eps'"):
+            draw(denoise)
+        assert np.isfinite(draw(denoise, first=0.999)).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            {"solver": solvers.heun},
+            r"solver=heun is not a solver; call one: solver=solvers.heun\(\)",
+        ),
+        ({"solver": "heun"}, "solver='heun' is not a solver"),
+        ({"x": {"a": jnp.zeros((2, 1), int)}}, r"x\['a'\] is int32; floats are needed"),
+    ],
+)
+def test_what_is_no_solver_and_no_float_is_named(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        sample(KEY, SHRINK, **{"times": grids.karras(EDM, 3), "x": jnp.zeros((2, 1))} | wrong)

@@ -157,7 +157,7 @@ def per_sample(entry: str = "scale") -> PerSample:
 def interval(scale: Any, low: Array | float, high: Array | float) -> Interval:
     """`scale` where low < logsnr <= high and 1 elsewhere (Kynkaanniemi et al. 2024, 2404.07724).
 
-    Their interval is in sigma: logsnr = -2 log sigma, so (sigma_lo, sigma_hi] is
+    Their interval is in sigma: logsnr = -2 log sigma, so [sigma_lo, sigma_hi) is
     low = -2 log sigma_hi, high = -2 log sigma_lo.
 
     Raises:
