@@ -186,7 +186,7 @@ def edited(c, **fields):
         (edited(tiny(), loss__name="progressive", loss__teacher="a"), "progressive needs steps"),
         (flow_map(weighting={"name": "eps"}), "config.loss.weighting: meanflow has its own"),
         (edited(flow_map(), parameterization__time="t1000"), "time='t1000': a flow map is told t"),
-        (edited(flow_map(), schedule__name="cosine"), "schedule.name='cosine': flow_map: Cosine given"),
+        (edited(flow_map(), schedule__name="cosine"), "name='cosine': flow_map: Cosine given"),
         (edited(flow_map(), sampling__solver={"name": "heun"}), "solver='heun': a flow map"),
         (broken("sampling.solver", {"name": "flow_map"}), "solver='flow_map': .* no other network"),
         (edited(flow_map(), schedule={"name": "cosine"}), "flow_map: Cosine given"),
