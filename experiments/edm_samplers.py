@@ -206,18 +206,19 @@ def picture(path: pathlib.Path, panels: dict[str, dict[str, list[float]]]) -> No
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 6), layout="tight")
+    figure, axes = plt.subplots(2, math.ceil(len(panels) / 2), figsize=(15, 11), layout="tight")
     colours = plt.get_cmap("tab20").colors
-    for axis, (title, rows) in zip(axes, panels.items()):
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (title, rows) in zip(axes.flat, panels.items()):
         for i, (name, row) in enumerate(rows.items()):
-            style = ["-", "--", ":"][i // len(colours) % 3]
             marker = "osv^D"[i % 5]
-            axis.plot(BUDGETS, row, style, marker=marker, ms=4, color=colours[i % 20], label=name)
+            axis.plot(BUDGETS, row, marker=marker, ms=4, color=colours[i % 20], label=name)
         axis.set(xscale="log", yscale="log", xlabel="denoiser evaluations", title=title)
         axis.set_xticks(BUDGETS, [str(b) for b in BUDGETS])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

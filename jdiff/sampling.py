@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdiff import grids
 from jdiff.denoisers import as_denoiser, schedule_of
@@ -114,13 +115,13 @@ def stream(
     if x is None and shape is None:
         raise UserError("sample: give shape=(height, width, channels), or x= to start from.")
     shapes = None if x is not None else _Shapes.of(shape)
-    ids = jnp.arange(num) if ids is None else ids
+    ids = np.arange(num) if ids is None else ids
     batch = num if batch is None else min(batch, num)
     if batch < 1:
         raise UserError(f"sample: num={num} and batch={batch} given; both are at least 1.")
 
     for start in range(0, num, batch):
-        take = jnp.minimum(jnp.arange(start, start + batch), num - 1)
+        take = np.minimum(np.arange(start, start + batch), num - 1)
         pick = lambda a, take=take: a if batch == num else jnp.asarray(a)[take]
         inputs = jax.tree.map(pick, (ids, x, cond))
         if sharding is not None:
@@ -171,12 +172,18 @@ def _check_start(denoiser: Any, t: Array) -> None:
     if target not in ("eps", "score", "scaled_score"):
         return
     for s in jax.tree.leaves(denoiser.schedule, is_leaf=is_schedule):
-        if is_concrete(s) and float(s.alpha(t)) == 0:
+        if is_concrete(s) and float(_alpha(s, t)) == 0:
             raise UserError(
                 f"sample: at times[0]={float(t):.6g} {type(s).__name__} is pure noise, and a "
                 f"network that predicts {target!r} says nothing of x0 there; start below, e.g. "
                 f"first={0.999 * float(t):.6g}, or train 'v' or 'velocity'."
             )
+
+
+@jax.jit
+def _alpha(schedule: Any, t: Array) -> Array:
+    """Compiled, as a table's interpolation op by op takes longer than a small network's step."""
+    return schedule.alpha(t)
 
 
 class _Shapes(tuple):
