@@ -90,7 +90,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--batch", type=int, default=64, help="images of 64 x 64 x 3 (default 64)")
-    p.add_argument("--steps", type=int, default=20, help="solver steps, and four times as many (default 20)")
+    p.add_argument(
+        "--steps", type=int, default=20, help="steps, and four times as many (default 20)"
+    )
     p.add_argument("--rounds", type=int, default=7, help="repetitions, the best counts (default 7)")
     a = p.parse_args()
     x = np.random.default_rng(0).normal(size=(a.batch, 64, 64, 3)).astype(np.float32)

@@ -12,8 +12,8 @@ import jax
 def race(rivals: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, float]:
     """Seconds of each rival: the best of `rounds`, taken in turn so that all see the same machine.
 
-    Each is called once before, to compile, and in its turn for at least a fifth of a second, so that
-    neither the caches nor the threads that the one before left spinning decide a short race.
+    Each is called once to compile, and in its turn for at least a fifth of a second, so that cold
+    caches or the threads that the one before left spinning do not decide a short race.
     """
     for run in rivals.values():
         jax.block_until_ready(run())
