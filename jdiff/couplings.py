@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.errors import UserError
+from jdiff.errors import UserError, positive
 from jdiff.pytree import Array, PyTree, batch_size, static, struct
 
 Coupled = tuple[PyTree, PyTree, PyTree]
@@ -122,8 +122,7 @@ def sinkhorn(
     Raises:
       UserError: epsilon is not positive; when called, ott-jax is not installed.
     """
-    if isinstance(epsilon, int | float) and not epsilon > 0:
-        raise UserError(f"sinkhorn: epsilon={epsilon} given; it must be positive.")
+    positive("sinkhorn", epsilon=epsilon)
     return Sinkhorn(epsilon, relative, iterations)
 
 

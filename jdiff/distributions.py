@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 
-from jdiff.errors import UserError
+from jdiff.errors import UserError, positive
 from jdiff.pytree import Array, is_concrete, static, struct
 from jdiff.schedules import Schedule, shift_time
 
@@ -258,13 +258,14 @@ def uniform(stratified: bool = False) -> Uniform:
 
 def lognormal(mean: float = -1.2, std: float = 1.2, stratified: bool = False) -> ByLogSNR:
     """log(sigma / alpha) ~ N(mean, std^2); EDM's P_mean and P_std (Karras et al. 2022, table 1)."""
-    std = _positive("lognormal", "std", std)
+    positive("lognormal", std=std)
     return ByLogSNR(Normal(-2.0 * mean, 2.0 * std), stratified)
 
 
 def logit_normal(mean: float = 0.0, std: float = 1.0, stratified: bool = False) -> LogitNormal:
     """logit(t) ~ N(mean, std^2); SD3's rf/lognorm(mean, std)."""
-    return LogitNormal(mean, _positive("logit_normal", "std", std), stratified)
+    positive("logit_normal", std=std)
+    return LogitNormal(mean, std, stratified)
 
 
 def mode(scale: float = 1.29, stratified: bool = False) -> Mode:
@@ -299,7 +300,8 @@ def shifted(distribution: Unit | None = None, shift: float = 3.0) -> Shifted:
             f"shifted: a law on the unit interval is needed, given {type(distribution).__name__}; "
             "shift a law of the logSNR by -2 log(shift) in its mean."
         )
-    return Shifted(distribution, _positive("shifted", "shift", shift))
+    positive("shifted", shift=shift)
+    return Shifted(distribution, shift)
 
 
 def by_logsnr(law: Any, stratified: bool = False) -> ByLogSNR:
@@ -309,12 +311,14 @@ def by_logsnr(law: Any, stratified: bool = False) -> ByLogSNR:
 
 def logsnr_normal(mean: float = 0.0, std: float = 2.4, stratified: bool = False) -> ByLogSNR:
     """logSNR ~ N(mean, std^2). `lognormal` is this in EDM's numbers: -2 P_mean and 2 P_std."""
-    return ByLogSNR(Normal(mean, _positive("logsnr_normal", "std", std)), stratified)
+    positive("logsnr_normal", std=std)
+    return ByLogSNR(Normal(mean, std), stratified)
 
 
 def logsnr_laplace(mean: float = 0.0, scale: float = 0.5, stratified: bool = False) -> ByLogSNR:
     """logSNR ~ Laplace(mean, scale) (Hang et al. 2024, 2407.03297)."""
-    return ByLogSNR(Laplace(mean, _positive("logsnr_laplace", "scale", scale)), stratified)
+    positive("logsnr_laplace", scale=scale)
+    return ByLogSNR(Laplace(mean, scale), stratified)
 
 
 def logsnr_uniform(low: float, high: float, stratified: bool = False) -> ByLogSNR:
@@ -359,9 +363,3 @@ BY_NAME = {
 def _inside(u: Array) -> Array:
     """u kept off 0 and 1, where the normal quantile is infinite (float32: 5.3 deviations)."""
     return jnp.clip(u, 2.0**-24, 1.0 - 2.0**-24)
-
-
-def _positive(where: str, name: str, value: float) -> float:
-    if isinstance(value, int | float) and not value > 0:
-        raise UserError(f"{where}: {name}={value} given; it must be positive.")
-    return value

@@ -26,6 +26,20 @@ def choose(what: str, given: str, allowed: Iterable[str]) -> str:
     )
 
 
+def positive(where: str, **numbers: Any) -> None:
+    """Raises a UserError that names the first number at or below 0; arrays are let through."""
+    for name, value in numbers.items():
+        if isinstance(value, int | float) and not value > 0:
+            raise UserError(f"{where}: {name}={value} given; it must be positive.")
+
+
+def not_negative(where: str, **numbers: Any) -> None:
+    """Raises a UserError that names the first number below 0; arrays are let through."""
+    for name, value in numbers.items():
+        if isinstance(value, int | float) and not value >= 0:
+            raise UserError(f"{where}: {name}={value} given; it must not be negative.")
+
+
 def call(what: str, table: Mapping[str, Callable[..., Any]], config: Mapping[str, Any]) -> Any:
     """Calls the entry of `table` that `config["name"]` names with the rest of `config`.
 

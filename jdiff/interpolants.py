@@ -31,7 +31,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jdiff.errors import UserError
+from jdiff.errors import UserError, positive
 from jdiff.pytree import Array, PyTree, expand, struct
 from jdiff.schedules import RectifiedFlow, Schedule, gvp, rectified_flow
 
@@ -174,8 +174,7 @@ def bridge(scale: float = 1.0) -> Interpolant:
     Raises:
       UserError: a scale that is not positive.
     """
-    if isinstance(scale, int | float) and not scale > 0:
-        raise UserError(f"bridge: scale={scale} given; it must be positive.")
+    positive("bridge", scale=scale)
     return Interpolant(rectified_flow(), Root(scale))
 
 

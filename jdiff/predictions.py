@@ -29,7 +29,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jdiff.errors import UserError, choose
+from jdiff.errors import UserError, choose, positive
 from jdiff.pytree import Array, PyTree, expand, static, struct
 from jdiff.schedules import Schedule, is_schedule, schedule_map
 
@@ -206,8 +206,7 @@ def parameterization(
     time = choose(
         "parameterization time", time or ("log_sigma" if target in _PRECONDITIONED else "t"), _TIMES
     )
-    if isinstance(sigma_data, int | float) and not sigma_data > 0:
-        raise UserError(f"parameterization: sigma_data={sigma_data} given; it must be positive.")
+    positive("parameterization", sigma_data=sigma_data)
     choose("parameterization variance", variance, ("fixed", "learned_range"))
     return Parameterization(target, time, sigma_data, variance)
 

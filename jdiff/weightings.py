@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from jdiff import distributions
 from jdiff.distributions import Unit
-from jdiff.errors import UserError
+from jdiff.errors import UserError, positive
 from jdiff.predictions import Parameterization, parameterization
 from jdiff.pytree import Array, PyTree, struct
 from jdiff.schedules import Schedule
@@ -174,7 +174,8 @@ def min_snr(gamma: float = 5.0) -> MinSNR:
     Raises:
       UserError: gamma is not positive.
     """
-    return MinSNR(_positive("min_snr", "gamma", gamma))
+    positive("min_snr", gamma=gamma)
+    return MinSNR(gamma)
 
 
 def soft_min_snr(gamma: float = 4.0) -> SoftMinSNR:
@@ -183,7 +184,8 @@ def soft_min_snr(gamma: float = 4.0) -> SoftMinSNR:
     Raises:
       UserError: gamma is not positive.
     """
-    return SoftMinSNR(_positive("soft_min_snr", "gamma", gamma))
+    positive("soft_min_snr", gamma=gamma)
+    return SoftMinSNR(gamma)
 
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> P2:
@@ -192,7 +194,8 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> P2:
     Raises:
       UserError: k is not positive.
     """
-    return P2(gamma, _positive("p2", "k", k))
+    positive("p2", k=k)
+    return P2(gamma, k)
 
 
 def elbo() -> ELBO:
@@ -275,9 +278,3 @@ def _logsnr(schedule: Schedule, t: Array) -> tuple[Array, Array]:
     """(logSNR, d logSNR / dt) at t."""
     t = jnp.asarray(t)
     return jax.jvp(schedule.logsnr, (t,), (jnp.ones_like(t),))
-
-
-def _positive(where: str, name: str, value: float) -> float:
-    if isinstance(value, int | float) and not value > 0:
-        raise UserError(f"{where}: {name}={value} given; it must be positive.")
-    return value

@@ -18,11 +18,7 @@ from jdiff.models.unet import (
     ncsnpp_cifar10,
 )
 
-BY_NAME = {"unet": UNet, "dit": DiT}
-"""The networks that a config can name."""
-
 __all__ = [
-    "BY_NAME",
     "BY_NAME",
     "STYLES",
     "Apply",

@@ -122,9 +122,3 @@ def ordered(where: str, low_name: str, low: Any, high_name: str, high: Any) -> N
     """Raises a UserError unless low < high, where both are plain numbers."""
     if isinstance(low, int | float) and isinstance(high, int | float) and not low < high:
         raise UserError(f"{where}: {low_name}={low} must be below {high_name}={high}.")
-
-
-def positive(where: str, name: str, value: Any) -> None:
-    """Raises a UserError unless value is positive, where it is a plain number."""
-    if isinstance(value, int | float) and not value > 0:
-        raise UserError(f"{where}: {name}={value} given; it must be positive.")

@@ -4,9 +4,9 @@ import math
 
 import jax.numpy as jnp
 
-from jdiff.errors import UserError
+from jdiff.errors import UserError, positive
 from jdiff.pytree import Array, static, struct
-from jdiff.schedules.base import Schedule, ordered, positive, real
+from jdiff.schedules.base import Schedule, ordered, real
 
 
 @struct
@@ -72,7 +72,7 @@ def ddpm_linear(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02)
 
 def scaled_linear(T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Discrete:
     """Stable Diffusion's table: sqrt(beta_t) linear over T steps (Rombach et al. 2022, code)."""
-    positive("scaled_linear", "beta_start", beta_start)
+    positive("scaled_linear", beta_start=beta_start)
     roots = _linspace("scaled_linear", math.sqrt(beta_start), math.sqrt(beta_end), T)
     return from_betas([root * root for root in roots])
 
@@ -100,7 +100,7 @@ def ncsn(T: int = 10, sigma_min: float = 0.01, sigma_max: float = 1.0) -> Ladder
     Raises:
       UserError: T is below 2, sigma_min is not positive, or not below sigma_max.
     """
-    positive("ncsn", "sigma_min", sigma_min)
+    positive("ncsn", sigma_min=sigma_min)
     ordered("ncsn", "sigma_min", sigma_min, "sigma_max", sigma_max)
     levels = _linspace("ncsn", -2.0 * math.log(sigma_min), -2.0 * math.log(sigma_max), T)
     return Ladder(jnp.asarray(levels), T)

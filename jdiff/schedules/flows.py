@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from jdiff.errors import positive
 from jdiff.pytree import Array, struct
-from jdiff.schedules.base import Schedule, lost, positive, real
+from jdiff.schedules.base import Schedule, lost, real
 
 
 @struct
@@ -85,5 +86,5 @@ def polynomial(n: float = 2.0) -> Polynomial:
     Raises:
       UserError: n is not positive.
     """
-    positive("polynomial", "n", n)
+    positive("polynomial", n=n)
     return Polynomial(n)

@@ -5,9 +5,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jdiff.errors import UserError
+from jdiff.errors import UserError, positive
 from jdiff.pytree import Array, is_concrete, struct
-from jdiff.schedules.base import Schedule, ordered, positive, real
+from jdiff.schedules.base import Schedule, ordered, real
 
 
 class Exploding(Schedule):
@@ -170,7 +170,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> EDM:
     Raises:
       UserError: sigma_min is not positive, or not below sigma_max.
     """
-    positive("edm", "sigma_min", sigma_min)
+    positive("edm", sigma_min=sigma_min)
     ordered("edm", "sigma_min", sigma_min, "sigma_max", sigma_max)
     return EDM(sigma_min, sigma_max)
 
@@ -183,7 +183,7 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> VE:
     Raises:
       UserError: sigma_min is not positive, or not below sigma_max.
     """
-    positive("ve", "sigma_min", sigma_min)
+    positive("ve", sigma_min=sigma_min)
     ordered("ve", "sigma_min", sigma_min, "sigma_max", sigma_max)
     return VE(sigma_min, sigma_max)
 
@@ -196,7 +196,7 @@ def ve_sqrt(sigma_min: float = 0.02, sigma_max: float = 100.0) -> VESqrt:
     Raises:
       UserError: sigma_min is not positive, or not below sigma_max.
     """
-    positive("ve_sqrt", "sigma_min", sigma_min)
+    positive("ve_sqrt", sigma_min=sigma_min)
     ordered("ve_sqrt", "sigma_min", sigma_min, "sigma_max", sigma_max)
     return VESqrt(sigma_min, sigma_max)
 

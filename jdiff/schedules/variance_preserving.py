@@ -5,8 +5,9 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jdiff.errors import positive
 from jdiff.pytree import Array, struct
-from jdiff.schedules.base import Schedule, lost, ordered, positive, real
+from jdiff.schedules.base import Schedule, lost, ordered, real
 
 
 class Limited(Schedule):
@@ -164,7 +165,7 @@ def cosine(logsnr_min: float = -20.0, logsnr_max: float = 20.0, shift: float = 1
       UserError: logsnr_min is not below logsnr_max, or shift not positive.
     """
     ordered("cosine", "logsnr_min", logsnr_min, "logsnr_max", logsnr_max)
-    positive("cosine", "shift", shift)
+    positive("cosine", shift=shift)
     return Cosine(logsnr_min, logsnr_max, shift)
 
 
@@ -193,7 +194,7 @@ def sigmoid(
       UserError: start is not below end, or tau not positive.
     """
     ordered("sigmoid", "start", start, "end", end)
-    positive("sigmoid", "tau", tau)
+    positive("sigmoid", tau=tau)
     ordered("sigmoid", "logsnr_min", logsnr_min, "logsnr_max", logsnr_max)
     return Sigmoid(start, end, tau, logsnr_min, logsnr_max)
 

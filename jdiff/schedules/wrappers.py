@@ -6,9 +6,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jdiff.errors import UserError
+from jdiff.errors import UserError, positive
 from jdiff.pytree import Array, is_concrete, struct
-from jdiff.schedules.base import Schedule, positive, real
+from jdiff.schedules.base import Schedule, real
 from jdiff.schedules.discrete import Discrete
 
 
@@ -164,7 +164,7 @@ def shifted(schedule: Schedule, shift: float) -> Schedule:
     Raises:
       UserError: shift is not positive.
     """
-    positive("shifted", "shift", shift)
+    positive("shifted", shift=shift)
     if isinstance(schedule, Discrete):  # its times end with its table, so the table moves
         return dataclasses.replace(schedule, table=schedule.table + 2.0 * jnp.log(shift))
     return Shifted(schedule, shift)

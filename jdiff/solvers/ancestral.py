@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from jdiff.errors import UserError
+from jdiff.errors import not_negative
 from jdiff.noise import Noise
 from jdiff.predictions import Prediction
 from jdiff.pytree import Array, PyTree, struct
@@ -122,10 +122,3 @@ def levels(sched: Schedule, t: Array, s: Array, eta: Number) -> tuple[Array, Arr
     keep = jnp.sqrt(jnp.maximum(jnp.exp(gap) + (1.0 - eta**2) * new, 0.0))
     keep = jnp.where(eta == 0, 1.0, keep)
     return keep, jnp.minimum(eta * jnp.sqrt(new), 1.0)
-
-
-def not_negative(where: str, **numbers: Any) -> None:
-    """Raises a UserError that names the first number below 0."""
-    for name, value in numbers.items():
-        if isinstance(value, int | float) and not value >= 0:
-            raise UserError(f"{where}: {name}={value} given; it must not be negative.")

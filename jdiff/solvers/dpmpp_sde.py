@@ -19,12 +19,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jdiff.errors import UserError, choose
+from jdiff.errors import UserError, choose, not_negative
 from jdiff.noise import Noise
 from jdiff.predictions import Prediction
 from jdiff.pytree import Array, PyTree, broadcast_time, struct
 from jdiff.schedules import Schedule, schedule_map
-from jdiff.solvers.ancestral import levels, not_negative
+from jdiff.solvers.ancestral import levels
 from jdiff.solvers.base import Solver
 from jdiff.solvers.dpmpp import dpmpp_2m, dpmpp_3m, dpmpp_3m_published
 from jdiff.solvers.multistep import History, Multistep, nodes_of, ramped, remember

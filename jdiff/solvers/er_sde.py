@@ -19,12 +19,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.errors import UserError, choose
+from jdiff.errors import UserError, choose, not_negative
 from jdiff.noise import Noise
 from jdiff.predictions import Prediction
 from jdiff.pytree import Array, PyTree, broadcast_time, static, struct
 from jdiff.schedules import Schedule, schedule_map
-from jdiff.solvers.ancestral import not_negative
 from jdiff.solvers.base import safe_ratio
 from jdiff.solvers.multistep import History, Multistep, nodes_of, remember
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jdiff.denoisers import Network
-from jdiff.errors import UserError
+from jdiff.errors import UserError, not_negative
 from jdiff.interpolants import Interpolant
 from jdiff.noise import Noise
 from jdiff.predictions import Prediction, endpoint_velocity
@@ -64,6 +64,5 @@ def interpolant_sde(
     """
     if path.level is None:
         raise UserError("interpolant_sde: path has no latent noise, hence no score; use an ODE.")
-    if isinstance(diffusion, int | float) and diffusion < 0:
-        raise UserError(f"interpolant_sde: diffusion={diffusion} given; it must not be negative.")
+    not_negative("interpolant_sde", diffusion=diffusion)
     return InterpolantSDE(latent, path, diffusion)

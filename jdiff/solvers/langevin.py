@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jdiff.errors import UserError
+from jdiff.errors import UserError, positive
 from jdiff.noise import Noise
 from jdiff.predictions import Prediction
 from jdiff.pytree import Array, PyTree, broadcast_time, expand, static, struct
@@ -182,8 +182,7 @@ def predictor_corrector(
     Raises:
       UserError: an snr that is not positive, fewer steps.
     """
-    if isinstance(snr, int | float) and not snr > 0:
-        raise UserError(f"predictor_corrector: snr={snr} given; it must be positive.")
+    positive("predictor_corrector", snr=snr)
     if steps < 1:
         raise UserError(f"predictor_corrector: steps={steps} given; at least 1 is needed.")
     return PredictorCorrector(reverse_diffusion() if predictor is None else predictor, snr, steps)

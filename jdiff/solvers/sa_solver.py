@@ -15,13 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jdiff.errors import UserError, choose
+from jdiff.errors import UserError, choose, not_negative
 from jdiff.noise import Noise
 from jdiff.predictions import Prediction
 from jdiff.pytree import Array, PyTree, broadcast_time, static, struct
 from jdiff.schedules import Schedule, first, schedule_map
 from jdiff.solvers import phi
-from jdiff.solvers.ancestral import not_negative
 from jdiff.solvers.dpmpp_sde import exchange
 from jdiff.solvers.multistep import History, Multistep, nodes_of, ramped, remember
 

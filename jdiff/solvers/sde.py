@@ -12,12 +12,11 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from jdiff.errors import UserError, choose
+from jdiff.errors import UserError, choose, not_negative
 from jdiff.noise import Noise
 from jdiff.predictions import Prediction, endpoint_velocity
 from jdiff.pytree import Array, PyTree, broadcast_time, static, struct
 from jdiff.schedules import Schedule, schedule_map
-from jdiff.solvers.ancestral import not_negative
 from jdiff.solvers.base import Solver
 from jdiff.solvers.variables import finite_velocity
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jdiff.errors import UserError
+from jdiff.errors import UserError, not_negative
 from jdiff.noise import Noise
 from jdiff.predictions import Prediction
 from jdiff.pytree import Array, PyTree, broadcast_time, struct
@@ -123,6 +123,5 @@ def edm(
 
     ImageNet-64 in the paper: edm(churn=40, s_min=0.05, s_max=50, noise=1.003), 256 steps.
     """
-    if isinstance(churn, int | float) and churn < 0:
-        raise UserError(f"edm: churn={churn} given; it must not be negative.")
+    not_negative("edm", churn=churn)
     return EDMChurn(churn, s_min, s_max, noise)
