@@ -7,7 +7,7 @@ conditioning the parameterisation hands over, already mapped to the network's sc
 """
 
 from jdiff.models.dit import DiT, dit_imagenet, stack_blocks, unstack_blocks
-from jdiff.models.functional import Apply, abstract, count, init, split
+from jdiff.models.functional import Apply, abstract, axes, count, init, split
 from jdiff.models.unet import (
     STYLES,
     Style,
@@ -27,6 +27,7 @@ __all__ = [
     "UNet",
     "abstract",
     "adm_imagenet64",
+    "axes",
     "count",
     "ddpm_cifar10",
     "ddpmpp_cifar10",

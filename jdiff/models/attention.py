@@ -10,14 +10,17 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
-#: (q `[B, *grid, heads, D]`, k and v `[B, *places, heads, D]`) -> like q.
-Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+#: (q `[B, *grid, heads, D]`, k and v `[B, *places, heads, D]`) -> like q. Where the network masks
+#: places it also gets mask=, bool `[B, 1 or heads, 1 or queries, places]`, True where to look.
+Kernel = Callable[..., jax.Array]
 
 
-def dot_product(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def dot_product(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None = None
+) -> jax.Array:
     """softmax(q k / sqrt(D)) v over all places, softmax in float32: the usual kernel."""
     flat = (a.reshape(a.shape[0], -1, *a.shape[-2:]) for a in (q, k, v))
-    return jax.nn.dot_product_attention(*flat).reshape(q.shape)
+    return jax.nn.dot_product_attention(*flat, mask=mask).reshape(q.shape)
 
 
 class Attention(nnx.Module):
@@ -30,7 +33,10 @@ class Attention(nnx.Module):
     def __init__(self, heads: int, kernel: Kernel = dot_product):
         self.heads, self.kernel = heads, kernel
 
-    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """What each query receives: `[B, *grid, C]`."""
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """What each query receives: `[B, *grid, C]`; places where `mask` is False are not seen."""
         split = (a.reshape(*a.shape[:-1], self.heads, -1) for a in (q, k, v))
-        return self.kernel(*split).reshape(q.shape)
+        masked = {} if mask is None else {"mask": mask}
+        return self.kernel(*split, **masked).reshape(q.shape)

@@ -110,6 +110,20 @@ def abstract(build: Build) -> tuple[Apply, Params]:
     return apply, _nest({path: _shape(v) for path, v in variables.items()})
 
 
+def axes(build: Build) -> dict:
+    """The logical axes of every parameter of `build(rngs)`: a tree of tuples like its params.
+
+    A name a dimension, for sharding rules to map to mesh axes: "embed" (the width of tokens),
+    "mlp", "heads", "text", "channels_in", "channels_out", "layers" (stacked blocks), or None.
+    """
+    _, variables = _inspect(build)
+    named = {}
+    for path, v in variables.items():
+        shape = _shape(v).shape
+        named[path] = v.get_metadata().get("axes") or (None,) * len(shape)
+    return _nest(named)
+
+
 def init(build: Build, key: jax.Array) -> tuple[Apply, Params]:
     """`(apply, params)` of `build(rngs)` with fresh weights, drawn in one small program.
 

@@ -63,13 +63,20 @@ class Unseeded(nnx.Rngs):
     """Random streams for a module of which only the shapes are wanted: `param` draws nothing."""
 
 
-def param(rngs: nnx.Rngs, shape: Sequence[int], rule: Init) -> nnx.Param:
-    """A float32 parameter that starts by `rule` and remembers it as `param.rule`."""
+#: The logical name of each dimension of a parameter; None: never split over devices.
+Axes = tuple[str | None, ...]
+
+
+def param(rngs: nnx.Rngs, shape: Sequence[int], rule: Init, axes: Axes | None = None) -> nnx.Param:
+    """A float32 parameter that starts by `rule`; it remembers `param.rule` and `param.axes`."""
+    axes = (None,) * len(shape) if axes is None else tuple(axes)
+    if len(axes) != len(shape):
+        raise ValueError(f"axes={axes} given for a parameter of shape {tuple(shape)}")
     if rule.distribution == "constant" or isinstance(rngs, Unseeded):
         value = jnp.full(shape, rule.scale, jnp.float32)
     else:
         value = rule.scale * _standard(rngs.params(), rule.distribution, tuple(shape))
-    return nnx.Param(value, rule=rule)
+    return nnx.Param(value, rule=rule, axes=axes)
 
 
 def draw(key: jax.Array, leaves: Sequence[tuple[tuple[int, ...], Init]]) -> list[jax.Array]:

@@ -5,6 +5,7 @@ softmax and embeddings of time are float32 whatever the `dtype`. Images are [B, 
 [H, W, C_in, C_out].
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -14,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jdiff.models.initializers import Init, ones, param, zeros
+from jdiff.models.initializers import Axes, Init, ones, param, zeros
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias` on the last axis, in `dtype`."""
+    """`x @ kernel + bias` on the last axis, in `dtype`; `axes` are the kernel's logical axes."""
 
     def __init__(
         self,
@@ -27,12 +28,14 @@ class Linear(nnx.Module):
         *,
         init: Init,
         bias_init: Init | None = zeros,
+        axes: Axes = (None, None),
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.dtype = jnp.dtype(dtype)
-        self.kernel = param(rngs, (features_in, features_out), init)
-        self.bias = None if bias_init is None else param(rngs, (features_out,), bias_init)
+        self.kernel = param(rngs, (features_in, features_out), init, axes)
+        bias = functools.partial(param, rngs, (features_out,), axes=axes[1:])
+        self.bias = None if bias_init is None else bias(bias_init)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [..., features_in] to [..., features_out]."""
@@ -57,8 +60,9 @@ class Conv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.stride, self.padding, self.dtype = stride, padding, jnp.dtype(dtype)
-        self.kernel = param(rngs, (size, size, channels_in, channels_out), init)
-        self.bias = param(rngs, (channels_out,), bias_init)
+        axes = (None, None, "channels_in", "channels_out")
+        self.kernel = param(rngs, (size, size, channels_in, channels_out), init, axes)
+        self.bias = param(rngs, (channels_out,), bias_init, axes[3:])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolve [B, H, W, channels_in] to [B, H', W', channels_out]."""
@@ -123,6 +127,34 @@ def layer_norm(x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
     y = y - y.mean(axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + eps)
     return y.astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Normalisation of the last axis with a learned scale and bias; statistics in float32."""
+
+    def __init__(self, width: int, *, eps: float = 1e-5, bias: bool = True, rngs: nnx.Rngs):
+        self.eps = eps
+        self.scale = param(rngs, (width,), ones)
+        self.bias = param(rngs, (width,), zeros) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., width] to the same; the dtype of `x`."""
+        y = layer_norm(x.astype(jnp.float32), eps=self.eps) * self.scale[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean x^2 + eps) over the last axis, times a learned scale; float32 inside."""
+
+    def __init__(self, width: int, *, eps: float = 1e-6, rngs: nnx.Rngs):
+        self.eps = eps
+        self.scale = param(rngs, (width,), ones)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., width] to the same; the dtype of `x`."""
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.eps)
+        return (y * self.scale[...]).astype(x.dtype)
 
 
 def sinusoidal(

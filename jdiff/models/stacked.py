@@ -16,6 +16,9 @@ def stack(build: Callable[..., nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.M
     """`depth` modules of `build(rngs=...)` as one whose weights have a leading axis [depth]."""
     blocks = nnx.vmap(lambda rngs: build(rngs=rngs))(rngs.split(depth))
     blocks.stacked = depth
+    for _, variable in nnx.to_flat_state(nnx.state(blocks)):
+        if axes := variable.get_metadata().get("axes"):
+            variable.set_metadata("axes", ("layers", *axes))
     return blocks
 
 
