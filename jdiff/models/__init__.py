@@ -6,6 +6,7 @@ parameterisation, and knows nothing of schedules, losses, guidance or meshes. `t
 conditioning the parameterisation hands over, already mapped to the network's scale.
 """
 
+from jdiff.models.cond_unet import CondUNet, sd2, sd15, sd_upscaler, sdxl
 from jdiff.models.dit import DiT, dit_imagenet, stack_blocks, unstack_blocks
 from jdiff.models.functional import Apply, abstract, axes, count, init, split
 from jdiff.models.unet import (
@@ -22,6 +23,7 @@ __all__ = [
     "BY_NAME",
     "STYLES",
     "Apply",
+    "CondUNet",
     "DiT",
     "Style",
     "UNet",
@@ -34,10 +36,14 @@ __all__ = [
     "dit_imagenet",
     "init",
     "ncsnpp_cifar10",
+    "sd15",
+    "sd2",
+    "sd_upscaler",
+    "sdxl",
     "split",
     "stack_blocks",
     "unstack_blocks",
 ]
 
 #: Networks by name, as configs give them.
-BY_NAME = {"unet": UNet, "dit": DiT}
+BY_NAME = {"unet": UNet, "cond_unet": CondUNet, "dit": DiT}

@@ -80,12 +80,17 @@ class Conv(nnx.Module):
 class GroupNorm(nnx.Module):
     """Group normalisation over space and groups of channels, with a scale and a bias a channel.
 
-    There are min(32, channels / 4) groups as in the EDM and ADM code; where that does not divide
-    the channels, the next smaller number that does.
+    There are `groups` groups; if that is None, min(32, channels / 4) as in the EDM and ADM code or,
+    where that does not divide the channels, the next smaller number that does.
+
+    Raises:
+        ValueError: if `groups` does not divide the channels.
     """
 
-    def __init__(self, channels: int, *, eps: float, rngs: nnx.Rngs):
-        self.eps, self.groups = eps, group_count(channels)
+    def __init__(self, channels: int, *, eps: float, groups: int | None = None, rngs: nnx.Rngs):
+        self.eps, self.groups = eps, groups or group_count(channels)
+        if self.groups < 1 or channels % self.groups:
+            raise ValueError(f"groups={groups} does not divide channels={channels}")
         self.scale = param(rngs, (channels,), ones)
         self.bias = param(rngs, (channels,), zeros)
 

@@ -155,7 +155,7 @@ class UNet(nnx.Module):
             decoder.append(Stage(stage, resample))
         self.decoder = nnx.List(decoder)
 
-        self.out_norm = GroupNorm(now, eps=s.eps, rngs=rngs)
+        self.out_norm = GroupNorm(now, eps=s.eps, groups=s.groups, rngs=rngs)
         self.out_conv = conv(now, self.out_channels, 3, zero=True)
 
     def __call__(

@@ -37,6 +37,8 @@ class Style:
     """Factor on each residual sum; sqrt(1/2) keeps its variance."""
     eps: float = 1e-6
     """Added to the variance in group normalisation."""
+    groups: int | None = None
+    """Groups of group normalisation; None for min(32, channels / 4)."""
     heads: int | None = 1
     """Attention heads; None for as many as have `head_channels` channels."""
     head_channels: int = 64
@@ -44,6 +46,8 @@ class Style:
     """Which decoder blocks of an attention resolution attend."""
     resample: Literal["block", "conv"] = "block"
     """Change resolution in a residual block, or with a convolution alone (DDPM)."""
+    down_padding: str | int = "SAME"
+    """Of the strided convolution of "conv": "SAME" pads after the image only, 1 on both sides."""
     taps: tuple[float, ...] = (1, 1)
     """Resampling filter of "block"."""
     project_resampled: bool = True
@@ -101,7 +105,7 @@ class Block(layers.ResidualBlock):
         self.style, self.dropout, self.resample = style, dropout, resample
         inits = INITS[style.init]
         conv = functools.partial(inits.conv, dtype=dtype, rngs=rngs)
-        norm = functools.partial(GroupNorm, eps=style.eps, rngs=rngs)
+        norm = functools.partial(GroupNorm, eps=style.eps, groups=style.groups, rngs=rngs)
         self.norm1 = norm(channels_in)
         self.conv1 = conv(channels_in, channels_out, 3)
         self.affine = inits.linear(width, channels_out * (1 + style.scale_shift), rngs=rngs)
@@ -157,7 +161,9 @@ def resample_layer(direction: str, channels: int, style: Style, block, conv) -> 
     """What changes the resolution of a style, made with the given makers of blocks and convs."""
     if style.resample == "block":
         return block(channels, channels, resample=direction)
-    return ConvResample(direction, conv(channels, channels, 3, stride=1 + (direction == "down")))
+    if direction == "up":
+        return ConvResample("up", conv(channels, channels, 3))
+    return ConvResample("down", conv(channels, channels, 3, stride=2, padding=style.down_padding))
 
 
 @dataclasses.dataclass(frozen=True)
