@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from jdiff.models.initializers import Axes, Init, ones, param, zeros
+from jdiff.models.remat import checkpoint, named
 
 
 class Linear(nnx.Module):
@@ -291,12 +292,18 @@ class ResidualBlock(nnx.Module):
     """A block h -> h + f(h, ...): one that guidance may skip (`jdiff.models.replace`)."""
 
 
-def run(module: nnx.Module, *inputs: jax.Array | None, remat: bool) -> jax.Array:
-    """`module(*inputs)`; with `remat` its activations are recomputed in the backward pass."""
-    if not remat:
+def run(
+    module: nnx.Module, *inputs: jax.Array | None, remat: bool | str, scanned: bool = False
+) -> jax.Array:
+    """`module(*inputs)`, keeping for the backward pass what the policy `remat` says.
+
+    See `jdiff.models.remat`; True recomputes everything. `scanned`: it is the body of a scan.
+    """
+    if named(remat) == "none":
         return module(*inputs)
     graphdef, state = nnx.split(module)
-    return jax.checkpoint(lambda state, *args: nnx.merge(graphdef, state)(*args))(state, *inputs)
+    call = lambda state, *args: nnx.merge(graphdef, state)(*args)
+    return checkpoint(call, remat, scanned=scanned)(state, *inputs)
 
 
 def check_inputs(

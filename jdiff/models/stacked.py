@@ -35,7 +35,9 @@ class Varied:
         self.changes: list[list[Change]] = [[] for _ in range(blocks.stacked)]
 
 
-def scan(blocks: nnx.Module | Varied, h: jax.Array, *inputs: jax.Array, remat: bool) -> jax.Array:
+def scan(
+    blocks: nnx.Module | Varied, h: jax.Array, *inputs: jax.Array, remat: bool | str
+) -> jax.Array:
     """h through all layers: `h = layer(h, *inputs)`, one after the other.
 
     Layers that are changed alike share one compiled body; a switch picks it.
@@ -51,7 +53,7 @@ def scan(blocks: nnx.Module | Varied, h: jax.Array, *inputs: jax.Array, remat: b
         block = nnx.merge(graphdef, weights)
         for change in changes:
             block = change(block)
-        return run(block, h, *inputs, remat=remat)
+        return run(block, h, *inputs, remat=remat, scanned=True)
 
     calls = [lambda h, w, changes=changes: call(changes, h, w) for changes in versions]
     if len(calls) == 1:

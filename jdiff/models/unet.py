@@ -15,6 +15,7 @@ from flax import nnx
 from jdiff.models import layers
 from jdiff.models.initializers import normal, zeros
 from jdiff.models.layers import Conv, GroupNorm, Linear, run
+from jdiff.models.remat import named
 from jdiff.models.scalars import Scalars
 from jdiff.models.unet_blocks import INITS, STYLES, Block, Style, named_style, resample_layer
 
@@ -50,7 +51,8 @@ class UNet(nnx.Module):
             `layers.gaussian_frequencies` with scale 16.
         dtype: of the activations, "float32" or "bfloat16"; parameters, norms, softmax and the
             embedding of t stay float32.
-        remat: recompute the blocks' activations in the backward pass.
+        remat: which of the blocks' activations the backward pass computes again: a policy of
+            `jdiff.models.remat`, False for none, True for all.
 
     Raises:
         ValueError: if a field is out of range or an input does not fit.
@@ -74,7 +76,7 @@ class UNet(nnx.Module):
         time_scale: float = 1.0,
         frequencies: Sequence[float] | None = None,
         dtype: str | jnp.dtype = "float32",
-        remat: bool = False,
+        remat: bool | str = False,
         rngs: nnx.Rngs,
     ):
         s = style if isinstance(style, Style) else named_style(style)
@@ -89,7 +91,7 @@ class UNet(nnx.Module):
                 f"image_size={image_size} must be divisible by {self.multiple} "
                 f"for {len(multipliers)} multipliers"
             )
-        self.style, self.remat, self.dtype = s, remat, layers.float_dtype(dtype)
+        self.style, self.remat, self.dtype = s, named(remat), layers.float_dtype(dtype)
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
         self.num_classes, self.augment_dim, self.dropout = num_classes, augment_dim, dropout
         self.time_scale, self.time_channels = time_scale, channels * s.time_width
