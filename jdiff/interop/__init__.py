@@ -1,0 +1,26 @@
+"""Reading and writing the ecosystem's checkpoints: the diffusers layout, without torch.
+
+    unet = interop.load("stable-diffusion/unet")           # one component
+    pipeline = interop.load("stable-diffusion")            # all that is here: network and sampler
+
+Who may live here: files (safetensors), tables (which tensor is which), families (one table a class
+of networks), schedulers (their configs as our schedules, grids and solvers), pipelines.
+"""
+
+from jdiff.interop.loading import (
+    Component,
+    component,
+    load_component,
+    load_file,
+    parameters,
+    save_component,
+)
+
+__all__ = [
+    "Component",
+    "component",
+    "load_component",
+    "load_file",
+    "parameters",
+    "save_component",
+]

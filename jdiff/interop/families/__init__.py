@@ -1,0 +1,15 @@
+"""The classes of networks in checkpoints, each a table in a file of its own.
+
+Who may live here: `FAMILY`, which says how a config becomes a network of `jdiff.models` and which
+tensor is which; data rather than code.
+"""
+
+from collections.abc import Mapping
+
+from jdiff.interop.families import cond_unet, unet2d
+from jdiff.interop.tables import Family
+
+_FAMILIES: tuple[Family, ...] = (cond_unet.FAMILY, unet2d.FAMILY)
+
+#: By `_class_name` of config.json, or a layout's own name where it has none.
+BY_CLASS: Mapping[str, Family] = {family.cls: family for family in _FAMILIES}
