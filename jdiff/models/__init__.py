@@ -7,7 +7,8 @@ conditioning the parameterisation hands over, already mapped to the network's sc
 """
 
 from jdiff.models.cond_unet import CondUNet, sd2, sd15, sd_upscaler, sdxl
-from jdiff.models.dit import DiT, dit_imagenet, stack_blocks, unstack_blocks
+from jdiff.models.dit import DiT, dit_imagenet, sit_imagenet, stack_blocks, unstack_blocks
+from jdiff.models.dit_untied import UntiedDiT
 from jdiff.models.functional import Apply, abstract, axes, count, init, split
 from jdiff.models.unet import (
     STYLES,
@@ -27,6 +28,7 @@ __all__ = [
     "DiT",
     "Style",
     "UNet",
+    "UntiedDiT",
     "abstract",
     "adm_imagenet64",
     "axes",
@@ -40,6 +42,7 @@ __all__ = [
     "sd2",
     "sd_upscaler",
     "sdxl",
+    "sit_imagenet",
     "split",
     "stack_blocks",
     "unstack_blocks",

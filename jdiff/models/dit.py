@@ -1,7 +1,8 @@
 """DiT: a transformer on image patches, conditioned by adaLN-Zero (Peebles and Xie, 2023).
 
-With `learn_sigma` off it is SiT's network (Ma et al., 2024). Blocks are equal, so they can be
-stacked and scanned, which makes the compile time independent of the depth.
+The field `block` picks one of the paper's other ways of conditioning. With `learn_sigma` off it is
+SiT's network (Ma et al., 2024). Blocks are equal, so they can be stacked and scanned, which makes
+the compile time independent of the depth.
 """
 
 import difflib
@@ -12,10 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jdiff.errors import choose
 from jdiff.models import layers, stacked
-from jdiff.models.attention import Attention
-from jdiff.models.initializers import Init, normal, param, xavier_uniform, zeros
-from jdiff.models.layers import Linear, layer_norm, run
+from jdiff.models.dit_blocks import BLOCKS, linear
+from jdiff.models.initializers import normal, param, zeros
+from jdiff.models.layers import LayerNorm, layer_norm, run
+from jdiff.models.remat import named
 from jdiff.models.scalars import Scalars
 
 
@@ -29,12 +32,17 @@ class DiT(nnx.Module):
         patch: side of a patch in pixels.
         width: channels of a token; a multiple of 4 and of `heads`.
         depth: number of blocks.
+        block: how the blocks are told t and the label: "adaln_zero", "adaln", "cross_attention" or
+            "in_context" (`jdiff.models.dit_blocks`).
+        image_size: side of the training images; positions in others are spread over its grid. If
+            None, neighbouring patches are 1 apart in any image.
         scalars: further numbers in `cond`, embedded like t; ("t-s",) makes it a flow map. See
             `Scalars`.
         time_scale: multiplies t (and the scalars) ahead of its embedding.
         dtype: of the activations; parameters, norms, softmax and the time embedding stay float32.
         scan: stack the blocks and scan over them; `stack_blocks` converts weights.
-        remat: recompute the blocks' activations in the backward pass.
+        remat: which of the blocks' activations the backward pass computes again: a policy of
+            `jdiff.models.remat`, False for none, True for all.
 
     Raises:
         ValueError: if a field is out of range or an input does not fit.
@@ -50,38 +58,68 @@ class DiT(nnx.Module):
         depth: int = 12,
         heads: int = 6,
         mlp_ratio: float = 4.0,
+        block: str = "adaln_zero",
         num_classes: int = 0,
+        image_size: int | None = None,
         scalars: Sequence[str] = (),
         time_scale: float = 1.0,
         dtype: str | jnp.dtype = "float32",
         scan: bool = False,
-        remat: bool = False,
+        remat: bool | str = False,
         rngs: nnx.Rngs,
     ):
         layers.check_positive(in_channels=in_channels, patch=patch, depth=depth, width=width)
         layers.check_heads(heads, width, "width")
         layers.grid_embedding(1, 1, width)  # raises if the width has none
-        self.patch, self.in_channels = patch, in_channels
+        check_image_size(image_size, patch)
+        self.patch, self.in_channels, self.image_size = patch, in_channels, image_size
         self.out_channels = out_channels or in_channels
         self.width, self.num_classes, self.time_scale = width, num_classes, time_scale
         dtype = layers.float_dtype(dtype)
-        self.dtype, self.scan, self.remat = dtype, scan, remat
+        self.dtype, self.scan, self.remat = dtype, scan, named(remat)
+        self.block, more = self.find_block(block)
 
-        self.embed_patches = _linear(patch**2 * in_channels, width, dtype=dtype, rngs=rngs)
-        self.time1 = _linear(256, width, init=normal(0.02), rngs=rngs)
-        self.time2 = _linear(width, width, init=normal(0.02), rngs=rngs)
-        self.label = param(rngs, (num_classes + 1, width), normal(0.02)) if num_classes else None
-        linear = functools.partial(_linear, init=normal(0.02), rngs=rngs)
-        pair = lambda: (linear(256, width), linear(width, width))
-        self.scalars = Scalars(scalars, pair) if scalars else None
-        block = functools.partial(Block, width, heads, int(mlp_ratio * width), dtype=dtype)
+        kinds = {"dtype": dtype, "rngs": rngs}
+        axes = (None, "embed")
+        self.embed_patches = linear(patch**2 * in_channels, width, axes=axes, **kinds)
+        self.make_embedders(scalars, rngs)
+        hidden = int(mlp_ratio * width)
+        make = functools.partial(self.block, width, heads, hidden, dtype=dtype, **more)
         if scan:
-            self.blocks = stacked.stack(block, depth, rngs)
+            self.blocks = stacked.stack(make, depth, rngs)
         else:
-            self.blocks = nnx.List([block(rngs=rngs) for _ in range(depth)])
-        self.modulation = _linear(width, 2 * width, init=zeros, dtype=dtype, rngs=rngs)
-        features_out = patch**2 * self.out_channels
-        self.out = _linear(width, features_out, init=zeros, dtype=dtype, rngs=rngs)
+            self.blocks = nnx.List([make(rngs=rngs) for _ in range(depth)])
+        axes = ("embed", None)
+        if self.block.modulated:
+            self.modulation = linear(width, 2 * width, init=zeros, axes=axes, **kinds)
+        else:
+            self.norm = LayerNorm(width, eps=1e-6, rngs=rngs)
+        self.out = linear(width, patch**2 * self.out_channels, init=zeros, axes=axes, **kinds)
+
+    def find_block(self, name: str) -> tuple[type, dict]:
+        """The class of the blocks, and fields of theirs besides the sizes."""
+        return BLOCKS[choose("block", name, BLOCKS)], {}
+
+    def make_embedders(self, scalars: Sequence[str], rngs: nnx.Rngs) -> None:
+        """The layers that `embed` uses."""
+        width = self.width
+        layer = functools.partial(linear, init=normal(0.02), rngs=rngs)
+        first = functools.partial(layer, 256, width, axes=(None, "embed"))
+        second = functools.partial(layer, width, width, axes=("embed", None))
+        self.time1, self.time2 = first(), second()
+        table = functools.partial(param, rngs, (self.num_classes + 1, width), normal(0.02))
+        self.label = table(axes=(None, "embed")) if self.num_classes else None
+        self.scalars = Scalars(scalars, lambda: (first(), second())) if scalars else None
+
+    def embed(self, t: jax.Array, cond: Mapping[str, jax.Array]) -> list[jax.Array]:
+        """Embeddings `[B, width]` of t (and the scalars) and of the label if there are classes."""
+        waves = functools.partial(layers.sinusoidal, channels=256, scale=self.time_scale)
+        time = self.time2(jax.nn.silu(self.time1(waves(t))))
+        if self.scalars is not None:
+            time = time + self.scalars(t, cond, waves)
+        if self.label is None:
+            return [time]
+        return [time, jnp.take(self.label[...], cond["label"], axis=0, mode="fill")]
 
     def __call__(
         self,
@@ -104,51 +142,25 @@ class DiT(nnx.Module):
             num_classes=self.num_classes,
         )
         rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
-        waves = functools.partial(layers.sinusoidal, channels=256, scale=self.time_scale)
-        c = self.time2(jax.nn.silu(self.time1(waves(t))))
-        if self.scalars is not None:
-            c = c + self.scalars(t, cond, waves)
-        if self.label is not None:
-            c = c + jnp.take(self.label[...], cond["label"], axis=0, mode="fill")
-        c = jax.nn.silu(c)
-
         h = self.embed_patches(patchify(x, self.patch))
-        h = h + layers.grid_embedding(rows, columns, self.width).astype(self.dtype)
+        spacing = grid_spacing(rows, columns, self.image_size, self.patch)
+        h = h + layers.grid_embedding(rows, columns, self.width, spacing).astype(self.dtype)
         h = h.reshape(h.shape[0], rows, columns, self.width)
+        h, inputs = self.block.enter(h, self.embed(t, cond))
         if self.scan:
-            h = stacked.scan(self.blocks, h, c, remat=self.remat)
+            h = stacked.scan(self.blocks, h, *inputs, remat=self.remat)
         else:
             for block in self.blocks:
-                h = run(block, h, c, remat=self.remat)
-        shift, scale = jnp.split(layers.expand(self.modulation(c), h), 2, axis=-1)
-        h = self.out(layer_norm(h) * (1 + scale) + shift)
+                h = run(block, h, *inputs, remat=self.remat)
+        h = self.out(self.last_norm(self.block.leave(h, rows, columns), *inputs))
         return unpatchify(h, self.patch, rows, columns).astype(jnp.float32)
 
-
-class Block(layers.ResidualBlock):
-    """A transformer block whose norms are shifted and scaled, and its branches gated, by c.
-
-    The gates start at zero, so that the block starts as the identity (adaLN-Zero).
-    """
-
-    def __init__(self, width: int, heads: int, hidden: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.attention = Attention(heads)
-        linear = functools.partial(_linear, dtype=dtype, rngs=rngs)
-        self.modulation = linear(width, 6 * width, init=zeros)
-        self.qkv = linear(width, 3 * width)
-        self.project = linear(width, width)
-        self.mlp1 = linear(width, hidden)
-        self.mlp2 = linear(hidden, width)
-
-    def __call__(self, h: jax.Array, c: jax.Array) -> jax.Array:
-        """Tokens h [B, *grid, width] and conditioning c [B, width] to tokens like h."""
-        modulation = jnp.split(layers.expand(self.modulation(c), h), 6, axis=-1)
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
-        y = layer_norm(h) * (1 + scale1) + shift1
-        q, k, v = jnp.split(self.qkv(y), 3, axis=-1)
-        h = h + gate1 * self.project(self.attention(q, k, v))
-        y = layer_norm(h) * (1 + scale2) + shift2
-        return h + gate2 * self.mlp2(jax.nn.gelu(self.mlp1(y), approximate=True))
+    def last_norm(self, h: jax.Array, *inputs: jax.Array) -> jax.Array:
+        """The norm ahead of the output, of the same kind as those of the blocks."""
+        if not self.block.modulated:
+            return self.norm(h)
+        shift, scale = jnp.split(layers.expand(self.modulation(inputs[0]), h), 2, axis=-1)
+        return layer_norm(h) * (1 + scale) + shift
 
 
 def patchify(x: jax.Array, patch: int) -> jax.Array:
@@ -163,6 +175,22 @@ def unpatchify(tokens: jax.Array, patch: int, rows: int, columns: int) -> jax.Ar
     batch = tokens.shape[0]
     x = tokens.reshape(batch, rows, columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, rows * patch, columns * patch, -1)
+
+
+def check_image_size(image_size: int | None, patch: int) -> None:
+    """Raise a ValueError unless images of that side can be cut into patches."""
+    if image_size is not None and (image_size < 1 or image_size % patch):
+        raise ValueError(f"image_size={image_size} must be a multiple of patch={patch}")
+
+
+def grid_spacing(
+    rows: int, columns: int, image_size: int | None, patch: int
+) -> tuple[float, float]:
+    """Distances of neighbouring rows and columns when the grid is spread over that of another."""
+    if image_size is None:
+        return 1.0, 1.0
+    side = image_size // patch
+    return side / rows, side / columns
 
 
 def stack_blocks(params: dict) -> dict:
@@ -206,6 +234,13 @@ def dit_imagenet(name: str = "XL/2", *, learn_sigma: bool = True, **changes) -> 
     return fields | SIZES[size] | {"patch": int(patch)} | changes
 
 
-def _linear(features_in: int, features_out: int, *, init: Init | None = None, **kwargs) -> Linear:
-    init = init or xavier_uniform(features_in, features_out)
-    return Linear(features_in, features_out, init=init, **kwargs)
+def sit_imagenet(name: str = "XL/2", **changes) -> dict:
+    """Fields of a published SiT ("S/2" to "XL/2"): a DiT that predicts the velocity alone.
+
+    t in [0, 1] is embedded without a scale (Ma et al. 2024), so the network hardly tells
+    neighbouring times apart at first; `time_scale=1000.0` changes that.
+
+    Raises:
+        ValueError: if there is no such size.
+    """
+    return dit_imagenet(name, learn_sigma=False, **changes)

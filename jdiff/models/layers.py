@@ -204,11 +204,13 @@ def _waves(t: jax.Array, frequencies: np.ndarray, order: str) -> jax.Array:
     return jnp.concatenate([sin, cos] if order == "sin_cos" else [cos, sin], axis=-1)
 
 
-def grid_embedding(height: int, width: int, channels: int) -> np.ndarray:
+def grid_embedding(
+    height: int, width: int, channels: int, spacing: tuple[float, float] = (1.0, 1.0)
+) -> np.ndarray:
     """Fixed sin-cos embedding of a grid, row by row: [height * width, channels] float32.
 
     The first half of the channels encodes the column, the second half the row, each as sines then
-    cosines of the index (He et al. 2022, MAE; used by DiT).
+    cosines of the index (He et al. 2022, MAE; used by DiT) times the `spacing` of rows and columns.
 
     Raises:
         ValueError: if `channels` is not a multiple of 4.
@@ -217,7 +219,8 @@ def grid_embedding(height: int, width: int, channels: int) -> np.ndarray:
         raise ValueError(f"width={channels} must be a multiple of 4 for the sin-cos grid embedding")
     frequencies = 10_000.0 ** -(np.arange(channels // 4) / (channels // 4))
     rows, columns = np.divmod(np.arange(height * width), width)
-    halves = [index[:, None] * frequencies for index in (columns, rows)]
+    places = columns * spacing[1], rows * spacing[0]
+    halves = [place[:, None] * frequencies for place in places]
     parts = [wave(half) for half in halves for wave in (np.sin, np.cos)]
     return np.concatenate(parts, axis=1).astype(np.float32)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jdiff import models
-from jdiff.models import dit
+from jdiff.models import dit, dit_blocks
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).standard_normal((3, 8, 4, 2)).astype(np.float32)
@@ -63,7 +63,7 @@ def test_starts_at_zero_with_identity_blocks():
     apply, params = models.init(small, KEY)
     y = jax.jit(apply)(params, X, T, {"label": LABEL})
     np.testing.assert_array_equal(y, np.zeros_like(X))
-    build = functools.partial(dit.Block, 16, 2, 64, dtype=jnp.float32)
+    build = functools.partial(dit_blocks.AdaLNZero, 16, 2, 64, dtype=jnp.float32)
     apply, params = models.init(lambda rngs: build(rngs=rngs), KEY)
     h, c = jnp.asarray(X.reshape(3, 4, 16)), jnp.ones((3, 16))
     np.testing.assert_array_equal(jax.jit(apply.merge(params).__call__)(h, c), h)
@@ -72,7 +72,7 @@ def test_starts_at_zero_with_identity_blocks():
 def test_block_modulates_shift_scale_gate():
     """adaLN's six vectors, in DiT's order, against the formula written out in numpy."""
     random = np.random.default_rng(2)
-    build = functools.partial(dit.Block, 8, 2, 16, dtype=jnp.float32)
+    build = functools.partial(dit_blocks.AdaLNZero, 8, 2, 16, dtype=jnp.float32)
     apply, params = models.init(lambda rngs: build(rngs=rngs), KEY)
     params = jax.tree.map(
         lambda w: 0.5 * random.standard_normal(w.shape).astype(np.float32), params
