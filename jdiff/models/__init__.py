@@ -9,6 +9,7 @@ conditioning the parameterisation hands over, already mapped to the network's sc
 from jdiff.models.cond_unet import CondUNet, sd2, sd15, sd_upscaler, sdxl
 from jdiff.models.dit import DiT, dit_imagenet, sit_imagenet, stack_blocks, unstack_blocks
 from jdiff.models.dit_untied import UntiedDiT
+from jdiff.models.edm2 import EDM2, edm2_imagenet
 from jdiff.models.functional import Apply, abstract, axes, count, init, split
 from jdiff.models.unet import (
     STYLES,
@@ -22,6 +23,7 @@ from jdiff.models.unet import (
 
 __all__ = [
     "BY_NAME",
+    "EDM2",
     "STYLES",
     "Apply",
     "CondUNet",
@@ -36,6 +38,7 @@ __all__ = [
     "ddpm_cifar10",
     "ddpmpp_cifar10",
     "dit_imagenet",
+    "edm2_imagenet",
     "init",
     "ncsnpp_cifar10",
     "sd15",
@@ -49,4 +52,4 @@ __all__ = [
 ]
 
 #: Networks by name, as configs give them.
-BY_NAME = {"unet": UNet, "cond_unet": CondUNet, "dit": DiT}
+BY_NAME = {"unet": UNet, "cond_unet": CondUNet, "dit": DiT, "edm2": EDM2}
