@@ -143,7 +143,7 @@ def _jaxprs(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
 
 def _keep_everything(value: Any) -> Any:
     """A jaxpr whose checkpoints keep all of the forward pass; other values as they are."""
-    if isinstance(value, ClosedJaxpr):
+    if isinstance(value, ClosedJaxpr) and value.jaxpr is not value:  # jax 0.11 has one class
         return value.replace(jaxpr=_keep_everything(value.jaxpr))
     if isinstance(value, tuple | list) and any(isinstance(v, ClosedJaxpr | Jaxpr) for v in value):
         return type(value)(map(_keep_everything, value))
