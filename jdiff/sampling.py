@@ -1,5 +1,6 @@
 """sample(): a solver over a time grid, as one compiled scan."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -161,29 +162,32 @@ def _run(
 
 
 def _check_start(denoiser: Any, t: Array) -> None:
-    """Refuses a network that predicts noise where there is nothing else: x0 is 0 / 0 at alpha = 0.
+    """Refuses a network whose output says nothing of x0 at the start: x0 would be 0 / 0.
 
     Raises:
       UserError: the first time is pure noise and the target does not determine x0 there.
     """
     while hasattr(denoiser, "denoiser"):
         denoiser = denoiser.denoiser
-    target = getattr(getattr(denoiser, "parameterization", None), "target", None)
-    if target not in ("eps", "score", "scaled_score"):
+    parameterization = getattr(denoiser, "parameterization", None)
+    if parameterization is None:
         return
     for s in jax.tree.leaves(denoiser.schedule, is_leaf=is_schedule):
-        if is_concrete(s) and float(_alpha(s, t)) == 0:
+        if not is_concrete((parameterization, s)):
+            continue
+        determinant = float(_determinant(parameterization, s, t))
+        if determinant == 0 or math.isnan(determinant):
             raise UserError(
                 f"sample: at times[0]={float(t):.6g} {type(s).__name__} is pure noise, and a "
-                f"network that predicts {target!r} says nothing of x0 there; start below, e.g. "
-                f"first={0.999 * float(t):.6g}, or train 'v' or 'velocity'."
+                f"network that predicts {parameterization.target!r} says nothing of x0 there; "
+                f"start below, e.g. first={0.999 * float(t):.6g}, or train 'v' or 'x0'."
             )
 
 
 @jax.jit
-def _alpha(schedule: Any, t: Array) -> Array:
+def _determinant(parameterization: Any, schedule: Any, t: Array) -> Array:
     """Compiled, as a table's interpolation op by op takes longer than a small network's step."""
-    return schedule.alpha(t)
+    return parameterization.determinant(schedule, t)
 
 
 class _Shapes(tuple):

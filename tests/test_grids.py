@@ -387,3 +387,9 @@ def test_a_grid_that_cannot_be_followed_is_refused_with_the_reason(make, said):
 def test_a_grid_of_another_schedule_is_noticed(name):
     with pytest.raises(UserError, match="made for another schedule"):
         grids.check(grids.trailing(TABLE, 10), SCHEDULES[name]())
+
+
+def test_every_schedule_of_a_tree_is_asked():
+    times = grids.uniform(schedules.edm(), 4)
+    with pytest.raises(UserError, match="RectifiedFlow allows 1 down to 0"):
+        grids.check(times, {"a": schedules.edm(), "b": schedules.rectified_flow()})

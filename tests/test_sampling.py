@@ -319,15 +319,24 @@ def test_sample_inside_jit_with_times_that_are_known_is_checked_and_the_same(sch
         jax.jit(lambda: draw(rising))()
 
 
-def test_a_network_of_noise_is_not_asked_at_pure_noise():
+@pytest.mark.parametrize(
+    ("flow", "target"),
+    [
+        (schedules.rectified_flow(), "eps"),
+        (schedules.rectified_flow(), "score"),
+        (schedules.polynomial(2.0), "velocity"),  # the path comes to rest at the noise
+    ],
+)
+def test_a_network_of_noise_is_not_asked_at_pure_noise(flow, target):
     """Guided or not; just below it is."""
-    flow, row = schedules.rectified_flow(), predictions.parameterization("eps")
+    row = predictions.parameterization(target)
     net = denoisers.network(lambda params, x, t, cond, key: x, {}, flow, row)
     draw = lambda d, **end: sample(
         KEY, d, times=grids.uniform(flow, 3, **end), shape=(1,), solver=solvers.ddim()
     )
     for denoise in (net, guidance.static_threshold(net)):
-        with pytest.raises(ValueError, match=r"times\[0\]=1 RectifiedFlow is pure noise.*'eps'"):
+        said = rf"times\[0\]=1 {type(flow).__name__} is pure noise.*'{target}'"
+        with pytest.raises(ValueError, match=said):
             draw(denoise)
         assert np.isfinite(draw(denoise, first=0.999)).all()
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jdiff.errors import UserError
 from jdiff.pytree import Array, PyTree, is_concrete
-from jdiff.schedules import Schedule
+from jdiff.schedules import Schedule, is_schedule
 from jdiff.schedules import first as first_schedule
 
 #: (schedule, n) -> the falling times `[n + 1]`.
@@ -25,21 +25,23 @@ def check(times: Array, schedule: PyTree) -> Array:
     times = jnp.asarray(times)
     if times.ndim != 1 or times.shape[0] < 2:
         raise UserError(f"times: at least two values in one axis are needed, given {times.shape}.")
-    s = first_schedule(schedule)
+    first_schedule(schedule)  # raises if there is none
     if not is_concrete((times, schedule)):
         return times
+    schedules = [s for s in jax.tree.leaves(schedule, is_leaf=is_schedule) if is_schedule(s)]
     with jax.ensure_compile_time_eval():  # values are known here even while jit traces the caller
-        values, top = times.tolist(), float(s.t_max)
+        values, tops = times.tolist(), [float(s.t_max) for s in schedules]
     for i, (t, after) in enumerate(zip(values, values[1:])):
         if not t > after:
             raise UserError(
                 f"times must fall: times[{i}]={t:.6g} is followed by times[{i + 1}]={after:.6g}."
             )
-    if values[0] > top * (1 + 1e-5) or values[-1] < s.t_data:
-        raise UserError(
-            f"times run from {values[0]:.6g} to {values[-1]:.6g}; {type(s).__name__} allows "
-            f"{top:.6g} down to {s.t_data:.6g}. Was the grid made for another schedule?"
-        )
+    for s, top in zip(schedules, tops):
+        if values[0] > top * (1 + 1e-5) or values[-1] < s.t_data:
+            raise UserError(
+                f"times run from {values[0]:.6g} to {values[-1]:.6g}; {type(s).__name__} allows "
+                f"{top:.6g} down to {s.t_data:.6g}. Was the grid made for another schedule?"
+            )
     return times
 
 
