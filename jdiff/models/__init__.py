@@ -6,6 +6,7 @@ parameterisation, and knows nothing of schedules, losses, guidance or meshes. `t
 conditioning the parameterisation hands over, already mapped to the network's scale.
 """
 
+from jdiff.models.adm import adm_imagenet, adm_upsampler, iddpm_cifar10
 from jdiff.models.cond_unet import CondUNet, sd2, sd15, sd_upscaler, sdxl
 from jdiff.models.dit import DiT, dit_imagenet, sit_imagenet, stack_blocks, unstack_blocks
 from jdiff.models.dit_untied import UntiedDiT
@@ -32,13 +33,16 @@ __all__ = [
     "UNet",
     "UntiedDiT",
     "abstract",
+    "adm_imagenet",
     "adm_imagenet64",
+    "adm_upsampler",
     "axes",
     "count",
     "ddpm_cifar10",
     "ddpmpp_cifar10",
     "dit_imagenet",
     "edm2_imagenet",
+    "iddpm_cifar10",
     "init",
     "ncsnpp_cifar10",
     "sd15",

@@ -15,6 +15,7 @@ from flax import nnx
 from jdiff.models import layers
 from jdiff.models.initializers import normal, zeros
 from jdiff.models.layers import Conv, GroupNorm, Linear, run
+from jdiff.models.low_res import with_low_res
 from jdiff.models.remat import named
 from jdiff.models.scalars import Scalars
 from jdiff.models.unet_blocks import INITS, STYLES, Block, Style, named_style, resample_layer
@@ -35,10 +36,13 @@ class UNet(nnx.Module):
 
     `cond` may hold "label" (int [B], required if `num_classes`; the index `num_classes` stands for
     no label and adds nothing) and "augment" (float [B, augment_dim]; absent means zero). A `key`
-    switches dropout on. H and W may be any multiple of 2^(levels - 1).
+    switches dropout on. H and W may be any multiple of 2^(levels - 1). With `low_res_channels`,
+    `cond` holds the image "low_res" [B, h, w, low_res_channels] of any size: it is enlarged to
+    H x W and set behind the channels of x.
 
     Args:
         image_size: the resolution that `attention_sizes` refers to.
+        in_channels: of x alone, without those of "low_res".
         channels: width of the first level, multiplied by `multipliers` at each level.
         blocks: residual blocks a level (the decoder has one more).
         attention_sizes: resolutions with self-attention; the middle always has it.
@@ -64,8 +68,9 @@ class UNet(nnx.Module):
         image_size: int,
         in_channels: int = 3,
         out_channels: int | None = None,
+        low_res_channels: int = 0,
         channels: int = 128,
-        multipliers: Sequence[int] = (1, 2, 2, 2),
+        multipliers: Sequence[float] = (1, 2, 2, 2),
         blocks: int = 4,
         attention_sizes: Sequence[int] = (16,),
         num_classes: int = 0,
@@ -81,8 +86,11 @@ class UNet(nnx.Module):
     ):
         s = style if isinstance(style, Style) else named_style(style)
         layers.check_positive(image_size=image_size, in_channels=in_channels, channels=channels)
-        if not multipliers or min(multipliers) < 1:
-            raise ValueError(f"multipliers={tuple(multipliers)} must be whole numbers, 1 or more")
+        widths = [round(channels * multiplier) for multiplier in multipliers]
+        if not widths or any(w < 1 or w != channels * m for w, m in zip(widths, multipliers)):
+            raise ValueError(
+                f"multipliers={tuple(multipliers)} must make whole numbers of channels={channels}"
+            )
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
         self.multiple = 2 ** (len(multipliers) - 1)
@@ -93,6 +101,7 @@ class UNet(nnx.Module):
             )
         self.style, self.remat, self.dtype = s, named(remat), layers.float_dtype(dtype)
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
+        self.low_res_channels = low_res_channels
         self.num_classes, self.augment_dim, self.dropout = num_classes, augment_dim, dropout
         self.time_scale, self.time_channels = time_scale, channels * s.time_width
         self.frequencies = None
@@ -124,11 +133,11 @@ class UNet(nnx.Module):
         make = functools.partial(Block, dtype=self.dtype, **common)
         conv = functools.partial(inits.conv, dtype=self.dtype, rngs=rngs)
         attends = [image_size >> level in attention_sizes for level in range(len(multipliers))]
-        widths = [channels * multiplier for multiplier in multipliers]
         last = len(widths) - 1
 
-        self.stem = conv(in_channels, channels, 3)
-        now, aux, skips, encoder, decoder = channels, in_channels, [channels], [], []
+        now, aux = widths[0] if s.wide_stem else channels, in_channels + low_res_channels
+        self.stem = conv(aux, now, 3)
+        skips, encoder, decoder = [now], [], []
         for level, channels_out in enumerate(widths):
             resample = image = None
             if level > 0:
@@ -189,8 +198,9 @@ class UNet(nnx.Module):
         def apply(block: nnx.Module, h: jax.Array) -> jax.Array:
             return run(block, h, embedding, next(keys, None), remat=self.remat)
 
-        h = self.stem(x.astype(self.dtype))
-        skips, aux = [h], x.astype(self.dtype)
+        aux = with_low_res(self, x.astype(self.dtype), cond, self.low_res_channels)
+        h = self.stem(aux)
+        skips = [h]
         for stage in self.encoder:
             if stage.resample is not None:
                 h = apply(stage.resample, h)

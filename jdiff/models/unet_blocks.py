@@ -1,7 +1,7 @@
 """The blocks of the U-Nets, and the choices in which the published families differ.
 
-Sources: DDPM (Ho et al. 2020), DDPM++ and NCSN++ (Song et al. 2021) and ADM (Dhariwal and Nichol
-2021), the last three as configured by EDM (Karras et al. 2022, appendix F.2).
+Sources: DDPM (Ho et al. 2020), iDDPM (Nichol and Dhariwal 2021), and DDPM++, NCSN++ (Song et al.
+2021) and ADM (Dhariwal and Nichol 2021) as configured by EDM (Karras et al. 2022, appendix F.2).
 """
 
 import dataclasses
@@ -52,6 +52,8 @@ class Style:
     """Resampling filter of "block"."""
     project_resampled: bool = True
     """Whether the skip path of a resampling block has a 1 x 1 convolution."""
+    wide_stem: bool = False
+    """Whether the first convolution has the width of the first level, or `channels`."""
     residual_encoder: bool = False
     """Add the downsampled input image to every level (NCSN++)."""
     init: Literal["ddpm", "song", "adm"] = "song"
@@ -76,6 +78,17 @@ STYLES: Mapping[str, Style] = {
         eps=1e-5,
         heads=None,
         project_resampled=False,
+        wide_stem=True,
+        init="adm",
+    ),
+    "iddpm": Style(
+        time="cos_sin",
+        label="after",
+        scale_shift=True,
+        eps=1e-5,
+        heads=4,
+        resample="conv",
+        down_padding=1,
         init="adm",
     ),
 }

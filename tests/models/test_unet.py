@@ -13,6 +13,7 @@ from flax import nnx
 
 from jdiff import models
 from jdiff.models import layers
+from jdiff.models.low_res import with_low_res
 from jdiff.models.unet_blocks import INITS, STYLES, Block
 
 KEY = jax.random.key(0)
@@ -67,6 +68,13 @@ def cond(label=LABEL, augment=0.5):
         (models.ncsnpp_cifar10(), 56_397_827),
         (models.ncsnpp_cifar10(num_classes=10), 56_400_643),
         (models.adm_imagenet64(), 295_899_267),
+        (models.adm_imagenet(64), 295_904_454),
+        (models.adm_imagenet(128), 421_529_606),
+        (models.adm_imagenet(256), 553_838_086),
+        (models.adm_imagenet(256, num_classes=0), 552_814_086),
+        (models.adm_imagenet(512), 558_997_638),
+        (models.adm_upsampler(256), 311_795_910),
+        (models.iddpm_cifar10(), 52_546_438),
         (models.ddpm_cifar10(), 35_746_307),
         (models.ddpm_cifar10(image_size=256, multipliers=(1, 1, 2, 2, 4, 4)), 113_673_219),
     ],
@@ -101,6 +109,52 @@ def test_samples_do_not_see_each_other(style):
         moved = np.abs(np.asarray(changed) - y).max(axis=(1, 2, 3))
         assert moved[1] > 1e-4
         assert moved[[0, 2]].max() < 1e-5
+
+
+def test_low_res_is_enlarged_between_the_centres_of_its_pixels():
+    """So the border repeats; a stem that passes the last channel on shows what arrives there."""
+    apply, shapes = models.abstract(functools.partial(small, low_res_channels=1, num_classes=0))
+    low = np.asarray([[0, 1], [0, 1]], np.float32)[None, :, :, None]
+    got = with_low_res(apply.skeleton(), X[:1], {"low_res": low}, 1)
+    np.testing.assert_array_equal(got[..., :2], X[:1])
+    row = [0, 0, 1 / 8, 3 / 8, 5 / 8, 7 / 8, 1, 1]
+    np.testing.assert_allclose(got[0, :, :, 2], np.tile(row, (8, 1)), rtol=1e-6)
+    assert shapes["stem"]["kernel"].shape == (3, 3, 3, 8)
+
+
+def test_low_res_is_as_good_as_channels_of_x():
+    """Of the full size it is what x's own channels would be; the output has x's alone."""
+    wide, params = network(style="ncsnpp", in_channels=3, out_channels=2)
+    narrow, _ = models.abstract(functools.partial(small, style="ncsnpp", low_res_channels=1))
+    both = np.concatenate([X, X[..., :1] ** 2], axis=-1)
+    y = wide(params, both, T, cond())
+    given = cond() | {"low_res": both[..., 2:]}
+    np.testing.assert_allclose(
+        jax.jit(narrow)(params, X, T, given), y, rtol=1e-4, atol=1e-5 * np.abs(y).max()
+    )
+
+
+def test_low_res_missing_or_misshapen():
+    apply, shapes = models.abstract(functools.partial(small, low_res_channels=1))
+    with pytest.raises(ValueError, match=r"UNet needs cond\['low_res'\] of shape \[3, h, w, 1\]"):
+        jax.eval_shape(apply, shapes, X, T, cond())
+    with pytest.raises(ValueError, match=r"takes cond\['low_res'\] of shape .* not \[3, 8, 8, 2\]"):
+        jax.eval_shape(apply, shapes, X, T, cond() | {"low_res": X})
+
+
+def test_levels_may_be_narrower_than_channels():
+    """ADM at 512 px starts at half of its channels, and so does its first convolution."""
+    build = functools.partial(small, style="adm", multipliers=(0.5, 1))
+    _, shapes = models.abstract(build)
+    assert shapes["stem"]["kernel"].shape == (3, 3, 2, 4)
+    assert shapes["time1"]["kernel"].shape == (8, 32)
+    with pytest.raises(ValueError, match=r"multipliers=\(0.3, 1\) must make whole numbers"):
+        models.abstract(functools.partial(build, multipliers=(0.3, 1)))
+
+
+def test_unknown_adm_offers_the_nearest():
+    with pytest.raises(ValueError, match="adm_imagenet: image_size '257' is not known"):
+        models.adm_imagenet(257)
 
 
 @pytest.mark.parametrize("style", ["ddpmpp", "adm"])
