@@ -117,7 +117,7 @@ def assemble(
     built = built | fields | ({} if compute is None else {"dtype": compute})
     build = lambda rngs: model(**built, rngs=rngs)
     apply, shapes = models.abstract(build)
-    entries = tables.plan(shapes, family)
+    entries = tables.plan(shapes, family, built)
     tables.check(entries, given, family.ignored, str(where))
     place = _placement(sharding)
     axes = _flat(models.axes(build)) if callable(sharding) else {}
@@ -151,7 +151,7 @@ def save_component(
     leaves = _flat(component.params)
     sources: dict[str, Entry] = {}
     arrays: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-    for entry in tables.plan(shapes, component.family):
+    for entry in tables.plan(shapes, component.family, component.fields):
         kind = np.dtype(jnp.dtype(dtype)) if dtype else np.dtype(leaves[entry.path].dtype)
         for key, part in tables.split(entry, tables.hollow(entry.shape)).items():
             sources[key], arrays[key] = entry, (part.shape, kind)

@@ -88,11 +88,15 @@ def patch(size: int) -> Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Our module `ours` holds what `theirs` hold; several are joined along our last axis."""
+    """Our module `ours` holds what `theirs` hold; several are joined along our last axis.
+
+    `first` is the number that theirs begin with where ours begin with 0.
+    """
 
     ours: str
     theirs: str | tuple[str, ...]
     kind: Kind
+    first: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,14 +107,14 @@ class Family:
       cls: `_class_name` in config.json, or a name of our own for a layout without one.
       build: config -> (our model's class, its fields). Raises a UserError for what it cannot serve.
       config: fields -> their config, so that build(config(fields)) gives the fields again.
-      table: the rules.
+      table: the rules; or (fields) -> the rules, where their numbers depend on the fields.
       ignored: tensors of theirs that we compute, as regular expressions of whole names.
     """
 
     cls: str
     build: Callable[[Mapping[str, Any]], tuple[type, dict[str, Any]]]
     config: Callable[[Mapping[str, Any]], dict[str, Any]]
-    table: tuple[Rule, ...]
+    table: tuple[Rule, ...] | Callable[[Mapping[str, Any]], tuple[Rule, ...]]
     ignored: tuple[str, ...] = ()
 
 
@@ -124,15 +128,18 @@ class Entry(NamedTuple):
     move: Move
 
 
-def plan(shapes: Mapping[str, Any], family: Family) -> list[Entry]:
-    """An entry for every leaf of a tree of shapes.
+def plan(
+    shapes: Mapping[str, Any], family: Family, fields: Mapping[str, Any] | None = None
+) -> list[Entry]:
+    """An entry for every leaf of a tree of shapes, of a network with these fields.
 
     Raises:
       UserError: leaves that no rule of the table names.
     """
+    rules = family.table(fields or {}) if callable(family.table) else family.table
     entries, orphans = [], []
     for path, shape in flat(shapes):
-        entry = _entry(path, tuple(shape.shape), family.table)
+        entry = _entry(path, tuple(shape.shape), rules)
         entries.append(entry) if entry else orphans.append("/".join(path))
     if orphans:
         raise UserError(f"{family.cls}: no rule of the table names {listed(orphans)}.")
@@ -146,10 +153,9 @@ def _entry(path: tuple[str, ...], shape: tuple[int, ...], rules: Iterable[Rule])
                 found = _pattern(rule.ours, ours, stacked_over).fullmatch("/".join(path))
                 if not found:
                     continue
-                numbers = found.groupdict()
-                layers = (
-                    [{}] if stacked_over is None else [{stacked_over: n} for n in range(shape[0])]
-                )
+                numbers = {name: int(n) + rule.first for name, n in found.groupdict().items()}
+                depth = 0 if stacked_over is None else shape[0]
+                layers = [{stacked_over: n + rule.first} for n in range(depth)] or [{}]
                 templates = (rule.theirs,) if isinstance(rule.theirs, str) else rule.theirs
                 keys = tuple(
                     tuple(

@@ -11,7 +11,9 @@ from jdiff.models.cond_unet import CondUNet, sd2, sd15, sd_upscaler, sdxl
 from jdiff.models.dit import DiT, dit_imagenet, sit_imagenet, stack_blocks, unstack_blocks
 from jdiff.models.dit_untied import UntiedDiT
 from jdiff.models.edm2 import EDM2, edm2_imagenet
+from jdiff.models.flux import Flux, flux_dev, flux_schnell
 from jdiff.models.functional import Apply, abstract, axes, count, init, split
+from jdiff.models.mmdit import MMDiT, mmdit, sd3_medium, sd35_large, sd35_medium
 from jdiff.models.unet import (
     STYLES,
     Style,
@@ -29,6 +31,8 @@ __all__ = [
     "Apply",
     "CondUNet",
     "DiT",
+    "Flux",
+    "MMDiT",
     "Style",
     "UNet",
     "UntiedDiT",
@@ -42,11 +46,17 @@ __all__ = [
     "ddpmpp_cifar10",
     "dit_imagenet",
     "edm2_imagenet",
+    "flux_dev",
+    "flux_schnell",
     "iddpm_cifar10",
     "init",
+    "mmdit",
     "ncsnpp_cifar10",
     "sd15",
     "sd2",
+    "sd35_large",
+    "sd35_medium",
+    "sd3_medium",
     "sd_upscaler",
     "sdxl",
     "sit_imagenet",
@@ -56,4 +66,11 @@ __all__ = [
 ]
 
 #: Networks by name, as configs give them.
-BY_NAME = {"unet": UNet, "cond_unet": CondUNet, "dit": DiT, "edm2": EDM2}
+BY_NAME = {
+    "unet": UNet,
+    "cond_unet": CondUNet,
+    "dit": DiT,
+    "edm2": EDM2,
+    "mmdit": MMDiT,
+    "flux": Flux,
+}

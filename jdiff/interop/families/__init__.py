@@ -6,10 +6,15 @@ tensor is which; data rather than code.
 
 from collections.abc import Mapping
 
-from jdiff.interop.families import cond_unet, unet2d
+from jdiff.interop.families import cond_unet, flux, sd3, unet2d
 from jdiff.interop.tables import Family
 
-_FAMILIES: tuple[Family, ...] = (cond_unet.FAMILY, unet2d.FAMILY)
+_FAMILIES: tuple[Family, ...] = (
+    cond_unet.FAMILY,
+    unet2d.FAMILY,
+    flux.FAMILY,
+    sd3.FAMILY,
+)
 
 #: By `_class_name` of config.json, or a layout's own name where it has none.
 BY_CLASS: Mapping[str, Family] = {family.cls: family for family in _FAMILIES}
