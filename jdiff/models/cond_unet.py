@@ -109,9 +109,8 @@ class CondUNet(nnx.Module):
         self.time1, self.time2 = pair(widths[0])
         self.added1, self.added2 = pair(added_width) if added_width else (None, None)
         self.label = param(rngs, (num_classes, width), normal(1.0)) if num_classes else None
-        self.guidance = None
-        if guidance_channels:
-            self.guidance = dense(guidance_channels, widths[0], bias=False)
+        guide = functools.partial(dense, guidance_channels, widths[0], bias=False)
+        self.guidance = guide() if guidance_channels else None
         self.scalars = Scalars(scalars, lambda: pair(widths[0])) if scalars else None
 
         style = Style(

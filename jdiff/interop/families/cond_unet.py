@@ -116,8 +116,7 @@ def config_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: for a field that the checkpoints' network has not.
     """
-    given = {name: p.default for name, p in inspect.signature(CondUNet).parameters.items()}
-    f = given | dict(fields)
+    f = defaults(CondUNet) | dict(fields)
     for name, served in {"scalars": (), "time_scale": 1.0}.items():
         if f[name] != served:
             raise UserError(f"{CLS} has no {name}={f[name]!r}: only {served!r} can be written.")
@@ -152,6 +151,12 @@ def config_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     if f["low_res_channels"] != max(0, in_channels - out_channels):
         config["low_res_channels"] = f["low_res_channels"]  # not to be told from the others
     return config
+
+
+def defaults(model: type) -> dict[str, Any]:
+    """The fields of a network that need not be given."""
+    parameters = inspect.signature(model.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def _attending(down: Sequence[str], up: Sequence[str]) -> list[bool]:

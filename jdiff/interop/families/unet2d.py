@@ -5,14 +5,13 @@ blocks between them ADM's (the consistency models of ImageNet-64).
 """
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jdiff.errors import UserError
-from jdiff.interop.families.cond_unet import residual_block
+from jdiff.interop.families.cond_unet import defaults, residual_block
 from jdiff.interop.tables import Family, Kind, Move, Rule, conv, leaf, linear, norm, same
 from jdiff.models.layers import group_count
 from jdiff.models.unet import UNet
@@ -130,8 +129,7 @@ def config_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: for a style or a field that the checkpoints' network has not.
     """
-    given = {name: p.default for name, p in inspect.signature(UNet).parameters.items()}
-    f = given | dict(fields)
+    f = defaults(UNet) | dict(fields)
     s = f["style"] if isinstance(f["style"], Style) else named_style(f["style"])
     widths = [f["channels"] * multiplier for multiplier in f["multipliers"]]
     groups = s.groups or group_count(widths[0])
