@@ -14,6 +14,7 @@ from jdiff.models.edm2 import EDM2, edm2_imagenet
 from jdiff.models.flux import Flux, flux_dev, flux_schnell
 from jdiff.models.functional import Apply, abstract, axes, count, init, split
 from jdiff.models.mmdit import MMDiT, mmdit, sd3_medium, sd35_large, sd35_medium
+from jdiff.models.pixart import PixArt, pixart_alpha, pixart_sigma
 from jdiff.models.unet import (
     STYLES,
     Style,
@@ -33,6 +34,7 @@ __all__ = [
     "DiT",
     "Flux",
     "MMDiT",
+    "PixArt",
     "Style",
     "UNet",
     "UntiedDiT",
@@ -52,6 +54,8 @@ __all__ = [
     "init",
     "mmdit",
     "ncsnpp_cifar10",
+    "pixart_alpha",
+    "pixart_sigma",
     "sd15",
     "sd2",
     "sd35_large",
@@ -70,6 +74,7 @@ BY_NAME = {
     "unet": UNet,
     "cond_unet": CondUNet,
     "dit": DiT,
+    "pixart": PixArt,
     "edm2": EDM2,
     "mmdit": MMDiT,
     "flux": Flux,
