@@ -6,12 +6,16 @@ tensor is which; data rather than code.
 
 from collections.abc import Mapping
 
-from jdiff.interop.families import cond_unet, flux, sd3, unet2d
+from jdiff.interop.families import cond_unet, dit, flux, pixart, sd3, unet2d
 from jdiff.interop.tables import Family
 
 _FAMILIES: tuple[Family, ...] = (
     cond_unet.FAMILY,
     unet2d.FAMILY,
+    dit.FAMILY,
+    dit.ORIGINAL,
+    pixart.FAMILY,
+    pixart.OLD_FAMILY,
     flux.FAMILY,
     sd3.FAMILY,
 )
