@@ -15,6 +15,7 @@ from jdiff.models.flux import Flux, flux_dev, flux_schnell
 from jdiff.models.functional import Apply, abstract, axes, count, init, split
 from jdiff.models.mmdit import MMDiT, mmdit, sd3_medium, sd35_large, sd35_medium
 from jdiff.models.pixart import PixArt, pixart_alpha, pixart_sigma
+from jdiff.models.qwen_image import QwenImage, qwen_image
 from jdiff.models.unet import (
     STYLES,
     Style,
@@ -24,6 +25,7 @@ from jdiff.models.unet import (
     ddpmpp_cifar10,
     ncsnpp_cifar10,
 )
+from jdiff.models.z_image import ZImage, z_image
 
 __all__ = [
     "BY_NAME",
@@ -35,9 +37,11 @@ __all__ = [
     "Flux",
     "MMDiT",
     "PixArt",
+    "QwenImage",
     "Style",
     "UNet",
     "UntiedDiT",
+    "ZImage",
     "abstract",
     "adm_imagenet",
     "adm_imagenet64",
@@ -56,6 +60,7 @@ __all__ = [
     "ncsnpp_cifar10",
     "pixart_alpha",
     "pixart_sigma",
+    "qwen_image",
     "sd15",
     "sd2",
     "sd35_large",
@@ -67,6 +72,7 @@ __all__ = [
     "split",
     "stack_blocks",
     "unstack_blocks",
+    "z_image",
 ]
 
 #: Networks by name, as configs give them.
@@ -76,6 +82,8 @@ BY_NAME = {
     "dit": DiT,
     "pixart": PixArt,
     "edm2": EDM2,
+    "qwen_image": QwenImage,
+    "z_image": ZImage,
     "mmdit": MMDiT,
     "flux": Flux,
 }

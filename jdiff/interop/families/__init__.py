@@ -6,7 +6,7 @@ tensor is which; data rather than code.
 
 from collections.abc import Mapping
 
-from jdiff.interop.families import cond_unet, dit, edm, edm2, flux, pixart, sd3, unet2d
+from jdiff.interop.families import cond_unet, dit, edm, edm2, flux, pixart, qwen_image, sd3, unet2d, z_image
 from jdiff.interop.tables import Family
 
 _FAMILIES: tuple[Family, ...] = (
@@ -18,6 +18,8 @@ _FAMILIES: tuple[Family, ...] = (
     pixart.OLD_FAMILY,
     flux.FAMILY,
     sd3.FAMILY,
+    qwen_image.FAMILY,
+    z_image.FAMILY,
     *edm.FAMILIES,
     edm2.FAMILY,
 )
