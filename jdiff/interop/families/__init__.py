@@ -6,7 +6,18 @@ tensor is which; data rather than code.
 
 from collections.abc import Mapping
 
-from jdiff.interop.families import cond_unet, dit, edm, edm2, flux, pixart, qwen_image, sd3, unet2d, z_image
+from jdiff.interop.families import (
+    cond_unet,
+    dit,
+    edm,
+    edm2,
+    flux,
+    pixart,
+    qwen_image,
+    sd3,
+    unet2d,
+    z_image,
+)
 from jdiff.interop.tables import Family
 
 _FAMILIES: tuple[Family, ...] = (
