@@ -14,9 +14,10 @@ from flax import nnx
 
 from jdiff.errors import choose
 from jdiff.models import layers
-from jdiff.models.cond_unet_blocks import SpatialTransformer, entry, linear
+from jdiff.models.cond_unet_blocks import SpatialTransformer, linear
 from jdiff.models.initializers import normal, param
-from jdiff.models.layers import GroupNorm, run
+from jdiff.models.layers import GroupNorm, entry, run
+from jdiff.models.low_res import with_low_res
 from jdiff.models.scalars import Scalars
 from jdiff.models.unet_blocks import INITS, Block, Style, resample_layer
 
@@ -195,7 +196,7 @@ class CondUNet(nnx.Module):
         def apply(block: nnx.Module, h: jax.Array) -> jax.Array:
             return run(block, h, embedding, None, remat=self.remat)
 
-        h = self.stem(self.with_low_res(x, cond))
+        h = self.stem(with_low_res(self, x.astype(self.dtype), cond, self.low_res_channels))
         skips = [h]
         for stage in self.encoder:
             for index, block in enumerate(stage.blocks):
@@ -247,16 +248,6 @@ class CondUNet(nnx.Module):
             )
         waves = layers.sinusoidal(ids.reshape(-1), self.added_channels).reshape(batch, -1)
         return jnp.concatenate([pooled.astype(jnp.float32), waves], axis=-1)
-
-    def with_low_res(self, x: jax.Array, cond: Mapping[str, jax.Array]) -> jax.Array:
-        """x and, behind its channels, cond["low_res"] at the size of x."""
-        if not self.low_res_channels:
-            return x.astype(self.dtype)
-        small = entry(self, cond, "low_res", (x.shape[0], "h", "w", self.low_res_channels))
-        if small.shape[1:3] != x.shape[1:3]:
-            size = (*x.shape[:3], self.low_res_channels)
-            small = jax.image.resize(small, size, method="bilinear")
-        return jnp.concatenate([x.astype(self.dtype), small.astype(self.dtype)], axis=-1)
 
 
 class Stage(nnx.Module):

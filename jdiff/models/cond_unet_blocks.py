@@ -1,10 +1,9 @@
-"""The transformer inside a text-conditional U-Net, and the checks of what conditions it.
+"""The transformer inside a text-conditional U-Net.
 
 Source: latent diffusion (Rombach et al. 2022, appendix E.2.1) as released for Stable Diffusion.
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -162,23 +161,3 @@ def _projection(
     if kind == "conv":
         return INITS["adm"].conv(channels, channels, 1, zero=zero, **kwargs)
     return linear(channels, channels, axes=axes, gain=0.0 if zero else 1.0, **kwargs)
-
-
-def entry(
-    network: nnx.Module, cond: Mapping[str, jax.Array], name: str, shape: tuple[int | str, ...]
-) -> jax.Array:
-    """cond[name], of this shape; letters stand for any size.
-
-    Raises:
-        ValueError: if it is missing or has another shape.
-    """
-    wanted = "[" + ", ".join(map(str, shape)) + "]"
-    who = type(network).__name__
-    if name not in cond:
-        raise ValueError(f"{who} needs cond[{name!r}] of shape {wanted}; cond has {sorted(cond)}")
-    given = cond[name].shape
-    if len(given) != len(shape) or any(
-        isinstance(want, int) and want != size for want, size in zip(shape, given)
-    ):
-        raise ValueError(f"{who} takes cond[{name!r}] of shape {wanted}, not {list(given)}")
-    return cond[name]

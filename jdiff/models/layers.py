@@ -7,7 +7,7 @@ softmax and embeddings of time are float32 whatever the `dtype`. Images are [B, 
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 import jax
@@ -352,6 +352,26 @@ def check_inputs(
             f"{name} takes cond['label'] as integers of shape [B] = [{x.shape[0]}], "
             f"not {label.dtype} {list(label.shape)}"
         )
+
+
+def entry(
+    network: nnx.Module, cond: Mapping[str, jax.Array], name: str, shape: tuple[int | str, ...]
+) -> jax.Array:
+    """cond[name], of this shape; letters stand for any size.
+
+    Raises:
+        ValueError: if it is missing or has another shape.
+    """
+    wanted = "[" + ", ".join(map(str, shape)) + "]"
+    who = type(network).__name__
+    if name not in cond:
+        raise ValueError(f"{who} needs cond[{name!r}] of shape {wanted}; cond has {sorted(cond)}")
+    given = cond[name].shape
+    if len(given) != len(shape) or any(
+        isinstance(want, int) and want != size for want, size in zip(shape, given)
+    ):
+        raise ValueError(f"{who} takes cond[{name!r}] of shape {wanted}, not {list(given)}")
+    return cond[name]
 
 
 def check_heads(heads: int, channels: int, where: str) -> int:

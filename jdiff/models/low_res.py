@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jdiff.models.cond_unet_blocks import entry
+from jdiff.models.layers import entry
 
 
 def with_low_res(

@@ -146,20 +146,6 @@ def test_a_block_attends_to_itself_then_to_text_then_gates(cross_only):
     np.testing.assert_allclose(y, h, rtol=1e-4, atol=1e-4)
 
 
-def test_small_images_are_enlarged_between_their_pixels():
-    apply, shapes = models.abstract(small)
-    joined = np.asarray(apply.skeleton().with_low_res(jnp.asarray(X), COND))
-    np.testing.assert_array_equal(joined[..., :2], X)
-    # Twice the size: each new pixel is a quarter of a pixel from an old one.
-    small_row = COND["low_res"][0, 0, :, 0]
-    row = joined[0, 0, :, 2]
-    np.testing.assert_allclose(row[1], 0.75 * small_row[0] + 0.25 * small_row[1], rtol=1e-5)
-    np.testing.assert_allclose(row[2], 0.25 * small_row[0] + 0.75 * small_row[1], rtol=1e-5)
-    np.testing.assert_allclose(row[0], small_row[0], rtol=1e-5)
-    same = COND | {"low_res": joined[..., 2:]}
-    np.testing.assert_array_equal(apply.skeleton().with_low_res(jnp.asarray(X), same), joined)
-
-
 def test_samples_do_not_see_each_other_and_see_every_condition():
     apply, params = network()
     y = np.asarray(apply(params, X, T, COND))

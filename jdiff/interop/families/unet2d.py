@@ -5,6 +5,7 @@ blocks between them ADM's (the consistency models of ImageNet-64).
 """
 
 import dataclasses
+import fractions
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,15 +66,17 @@ UP = {"conv": ("AttnUpBlock2D", "UpBlock2D"), "resnet": ("AttnUpBlock2D", "Resne
 
 
 def fields_from_config(config: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
-    """`UNet` and its fields, with the style spelled out."""
+    """`UNet` and its fields, with the style spelled out.
+
+    Channels that the input has and the output has not are those of "low_res".
+    """
     for key, served in SERVED.items():
         if config.get(key, served) != served:
             raise UserError(f"{CLS}: {key}={config[key]!r} is not served, only {served!r}.")
     c = DEFAULTS | config
     widths = tuple(c["block_out_channels"])
-    multipliers = tuple(width // widths[0] for width in widths)
-    if any(width % widths[0] for width in widths):
-        raise UserError(f"{CLS}: block_out_channels={list(widths)} are no multiples of the first.")
+    ratios = [fractions.Fraction(width, widths[0]) for width in widths]
+    low_res = config.get("low_res_channels", max(0, c["in_channels"] - c["out_channels"]))
     if (given := (c["flip_sin_to_cos"], c["freq_shift"])) not in TIMES:
         raise UserError(
             f"{CLS}: flip_sin_to_cos, freq_shift = {given} is not served: {list(TIMES)}."
@@ -110,10 +113,11 @@ def fields_from_config(config: Mapping[str, Any]) -> tuple[type, dict[str, Any]]
     )
     fields = {
         "image_size": image_size,
-        "in_channels": c["in_channels"],
+        "in_channels": c["in_channels"] - low_res,
         "out_channels": c["out_channels"],
+        "low_res_channels": low_res,
         "channels": widths[0],
-        "multipliers": multipliers,
+        "multipliers": tuple(int(r) if r.denominator == 1 else float(r) for r in ratios),
         "blocks": c["layers_per_block"],
         "attention_sizes": _attention_sizes(c, image_size),
         "num_classes": c["num_class_embeds"] or 0,
@@ -131,7 +135,7 @@ def config_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     f = defaults(UNet) | dict(fields)
     s = f["style"] if isinstance(f["style"], Style) else named_style(f["style"])
-    widths = [f["channels"] * multiplier for multiplier in f["multipliers"]]
+    widths = [round(f["channels"] * multiplier) for multiplier in f["multipliers"]]
     groups = s.groups or group_count(widths[0])
     times = {time: key for key, time in TIMES.items()}
     for what, served in {
@@ -146,6 +150,7 @@ def config_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         "projections of resampled images": s.resample == "conv" or not s.project_resampled,
         # Sums of widths are normalised too, and get as many groups only if these are 32.
         "groups that differ": bool(s.groups) or {group_count(w) for w in widths} == {32},
+        f"multipliers={f['multipliers']}, only such that begin with 1": f["multipliers"][0] == 1,
         f"augment_dim={f['augment_dim']}": not f["augment_dim"],
         f"scalars={f['scalars']}": not f["scalars"],
         f"time_scale={f['time_scale']}": f["time_scale"] == 1.0,
@@ -156,10 +161,12 @@ def config_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     sizes = [f["image_size"] >> level for level in range(len(widths))]
     kinds = [0 if size in f["attention_sizes"] else 1 for size in sizes]
     flip, shift = times[s.time]
-    return SERVED | {
+    out_channels = f["out_channels"] or f["in_channels"]
+    in_channels = f["in_channels"] + f["low_res_channels"]
+    config = SERVED | {
         "sample_size": f["image_size"],
-        "in_channels": f["in_channels"],
-        "out_channels": f["out_channels"] or f["in_channels"],
+        "in_channels": in_channels,
+        "out_channels": out_channels,
         "freq_shift": shift,
         "flip_sin_to_cos": flip,
         "down_block_types": [DOWN[resample][kind] for kind in kinds],
@@ -177,6 +184,9 @@ def config_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         "resnet_time_scale_shift": "scale_shift" if s.scale_shift else "default",
         "num_class_embeds": f["num_classes"] or None,
     }
+    if f["low_res_channels"] != max(0, in_channels - out_channels):
+        config["low_res_channels"] = f["low_res_channels"]  # not to be told from the others
+    return config
 
 
 def _side(sample_size: int | list[int] | None, levels: int) -> int:

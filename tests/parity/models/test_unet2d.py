@@ -35,8 +35,10 @@ CONFIGS = {
         "norm_eps": 1e-3,  # large enough to be seen
         "norm_num_groups": 4,
     },
-    # what one gets without asking
+    # what one gets without asking, and an image beside the noisy one
     "default": {
+        "block_out_channels": (8, 12),
+        "in_channels": 6,
         "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
         "attention_head_dim": 4,
@@ -56,24 +58,27 @@ CONFIGS = {
         "num_class_embeds": 5,
     },
 }
-X, T, LABEL = images(2, 8, 8, 3), np.asarray([3.0, 700.5], np.float32), np.asarray([4, 1])
+X, LOW = images(2, 8, 8, 3), images(2, 8, 8, 3, seed=1)
+T, LABEL = np.asarray([3.0, 700.5], np.float32), np.asarray([4, 1])
 
 
 @pytest.fixture(params=CONFIGS)
 def pair(request, tmp_path):
     """`(their network, our component read from its folder, the folder)`."""
-    theirs = randomise(diffusers.UNet2DModel(**COMMON, **CONFIGS[request.param]))
+    theirs = randomise(diffusers.UNet2DModel(**(COMMON | CONFIGS[request.param])))
     theirs.save_pretrained(tmp_path / "theirs")
     return theirs, loading.load_component(tmp_path / "theirs"), tmp_path
 
 
 def test_outputs_are_theirs(pair):
     theirs, ours, _ = pair
-    given, cond = {}, {}
+    given, cond, x = {}, {}, X
     if ours.fields["num_classes"]:
         given, cond = {"class_labels": torch.tensor(LABEL)}, {"label": jnp.asarray(LABEL)}
+    if ours.fields["low_res_channels"]:
+        cond, x = cond | {"low_res": LOW}, np.concatenate([X, LOW], axis=-1)
     y = jax.jit(ours.apply)(ours.params, X, T, cond)
-    output = theirs(channels_first(X), torch.tensor(T), **given).sample
+    output = theirs(channels_first(x), torch.tensor(T), **given).sample
     assert distance(y, channels_last(output)) < 1e-4
 
 
@@ -103,7 +108,7 @@ def test_our_ddpm_is_one_of_theirs(fields):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_fields_make_a_config_that_makes_them_again(name):
     model, fields = unet2d.FAMILY.build(
-        dict(diffusers.UNet2DModel(**COMMON, **CONFIGS[name]).config)
+        dict(diffusers.UNet2DModel(**(COMMON | CONFIGS[name])).config)
     )
     assert model is models.UNet
     assert unet2d.FAMILY.build(unet2d.FAMILY.config(fields)) == (model, fields)
