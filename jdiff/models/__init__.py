@@ -11,6 +11,7 @@ from jdiff.models.cond_unet import CondUNet, sd2, sd15, sd_upscaler, sdxl
 from jdiff.models.dit import DiT, dit_imagenet, sit_imagenet, stack_blocks, unstack_blocks
 from jdiff.models.dit_untied import UntiedDiT
 from jdiff.models.edm2 import EDM2, edm2_imagenet
+from jdiff.models.efficient_unet import EfficientUNet, imagen_upsampler
 from jdiff.models.flux import Flux, flux_dev, flux_schnell
 from jdiff.models.functional import Apply, abstract, axes, count, init, split
 from jdiff.models.mmdit import MMDiT, mmdit, sd3_medium, sd35_large, sd35_medium
@@ -34,6 +35,7 @@ __all__ = [
     "Apply",
     "CondUNet",
     "DiT",
+    "EfficientUNet",
     "Flux",
     "MMDiT",
     "PixArt",
@@ -55,6 +57,7 @@ __all__ = [
     "flux_dev",
     "flux_schnell",
     "iddpm_cifar10",
+    "imagen_upsampler",
     "init",
     "mmdit",
     "ncsnpp_cifar10",
@@ -82,6 +85,7 @@ BY_NAME = {
     "dit": DiT,
     "pixart": PixArt,
     "edm2": EDM2,
+    "efficient_unet": EfficientUNet,
     "qwen_image": QwenImage,
     "z_image": ZImage,
     "mmdit": MMDiT,
