@@ -18,6 +18,7 @@ from jdiff.models.dit import patchify, unpatchify
 from jdiff.models.initializers import zeros
 from jdiff.models.joint import JointBlock
 from jdiff.models.layers import RMSNorm, layer_norm
+from jdiff.models.remat import named
 
 
 class QwenImage(nnx.Module):
@@ -74,7 +75,7 @@ class QwenImage(nnx.Module):
         self.patch, self.text_width = patch, text_width
         self.rope_dims, self.theta = tuple(rope_dims), theta
         self.dtype = dtype = layers.float_dtype(dtype)
-        self.scan, self.remat = scan, remat
+        self.remat = named(remat)
 
         linear = functools.partial(joint.linear, dtype=dtype, rngs=rngs)
         self.embed_patches = linear(patch**2 * in_channels, width, None, "embed")
@@ -124,8 +125,8 @@ class QwenImage(nnx.Module):
 def positions(rows: int, columns: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     """(frame, row, column) of the image's tokens [rows * columns, 3] and the text's [length, 3].
 
-    The image's middle is 0 (for an even side the first token behind the middle); the text starts
-    where the longer side ends and goes on in all three coordinates alike.
+    The first token behind the image's middle is 0; the text starts where the longer side ends and
+    goes on in all three coordinates alike.
     """
     sides = (np.arange(side) - (side - side // 2) for side in (rows, columns))
     start = max(rows // 2, columns // 2)

@@ -19,6 +19,7 @@ from jdiff.models.dit import patchify, unpatchify
 from jdiff.models.initializers import normal, param, zeros
 from jdiff.models.joint import QKV
 from jdiff.models.layers import RMSNorm, layer_norm
+from jdiff.models.remat import named
 
 #: The lengths of the sequences of image and text are filled up to multiples of it.
 MULTIPLE = 32
@@ -93,7 +94,7 @@ class ZImage(nnx.Module):
         self.patch, self.text_width, self.time_scale = patch, text_width, time_scale
         self.rope_dims, self.theta, self.positions = tuple(rope_dims), theta, tuple(positions)
         self.dtype = dtype = layers.float_dtype(dtype)
-        self.scan, self.remat = scan, remat
+        self.remat = named(remat)
 
         condition = min(width, CONDITION)
         linear = functools.partial(joint.linear, rngs=rngs)
