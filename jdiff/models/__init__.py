@@ -14,6 +14,7 @@ from jdiff.models.edm2 import EDM2, edm2_imagenet
 from jdiff.models.efficient_unet import EfficientUNet, imagen_upsampler
 from jdiff.models.flux import Flux, flux_dev, flux_schnell
 from jdiff.models.functional import Apply, abstract, axes, count, init, split
+from jdiff.models.jit import JiT, jit_imagenet
 from jdiff.models.mmdit import MMDiT, mmdit, sd3_medium, sd35_large, sd35_medium
 from jdiff.models.pixart import PixArt, pixart_alpha, pixart_sigma
 from jdiff.models.qwen_image import QwenImage, qwen_image
@@ -26,6 +27,7 @@ from jdiff.models.unet import (
     ddpmpp_cifar10,
     ncsnpp_cifar10,
 )
+from jdiff.models.uvit import UViT, uvit_imagenet, uvit_pixels
 from jdiff.models.z_image import ZImage, z_image
 
 __all__ = [
@@ -37,11 +39,13 @@ __all__ = [
     "DiT",
     "EfficientUNet",
     "Flux",
+    "JiT",
     "MMDiT",
     "PixArt",
     "QwenImage",
     "Style",
     "UNet",
+    "UViT",
     "UntiedDiT",
     "ZImage",
     "abstract",
@@ -59,6 +63,7 @@ __all__ = [
     "iddpm_cifar10",
     "imagen_upsampler",
     "init",
+    "jit_imagenet",
     "mmdit",
     "ncsnpp_cifar10",
     "pixart_alpha",
@@ -75,6 +80,8 @@ __all__ = [
     "split",
     "stack_blocks",
     "unstack_blocks",
+    "uvit_imagenet",
+    "uvit_pixels",
     "z_image",
 ]
 
@@ -84,6 +91,8 @@ BY_NAME = {
     "cond_unet": CondUNet,
     "dit": DiT,
     "pixart": PixArt,
+    "uvit": UViT,
+    "jit": JiT,
     "edm2": EDM2,
     "efficient_unet": EfficientUNet,
     "qwen_image": QwenImage,

@@ -1,5 +1,6 @@
 """Equal blocks stacked along their weights and scanned: compile time does not grow with depth."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from jdiff.models.layers import run
+from jdiff.pytree import PyTree
 
 #: What changes a layer before it runs: module -> module.
 Change = Callable[[nnx.Module], nnx.Module]
@@ -36,12 +38,42 @@ class Varied:
 
 
 def scan(
-    blocks: nnx.Module | Varied, h: jax.Array, *inputs: jax.Array, remat: bool | str
-) -> jax.Array:
+    blocks: nnx.Module | Varied, h: PyTree, *inputs: jax.Array | None, remat: bool | str
+) -> PyTree:
     """h through all layers: `h = layer(h, *inputs)`, one after the other.
 
     Layers that are changed alike share one compiled body; a switch picks it.
     """
+    return _through(blocks, h, (), inputs, remat, lambda h: None)[0]
+
+
+def scan_down(
+    blocks: nnx.Module | Varied, h: jax.Array, *inputs: jax.Array | None, remat: bool | str
+) -> tuple[jax.Array, jax.Array]:
+    """As `scan`; h after the last layer, and after each one, `[depth, ...]`."""
+    return _through(blocks, h, (), inputs, remat, lambda h: h)
+
+
+def scan_up(
+    blocks: nnx.Module | Varied,
+    h: jax.Array,
+    skips: jax.Array,
+    *inputs: jax.Array | None,
+    remat: bool | str,
+) -> jax.Array:
+    """As `scan`, with an input of each layer's own: `h = layer(h, skips[i], *inputs)`."""
+    return _through(blocks, h, (skips,), inputs, remat, lambda h: None)[0]
+
+
+def _through(
+    blocks: nnx.Module | Varied,
+    h: PyTree,
+    each: tuple,
+    inputs: tuple,
+    remat: bool | str,
+    kept: Callable[[PyTree], PyTree],
+) -> tuple[PyTree, PyTree]:
+    """h after the last layer, and what is kept of it after each one."""
     varied = blocks if isinstance(blocks, Varied) else Varied(blocks)
     graphdef, weights = nnx.split(varied.blocks)
     versions: list[list[Change]] = []
@@ -49,18 +81,25 @@ def scan(
         if changes not in versions:
             versions.append(changes)
 
-    def call(changes: list[Change], h: jax.Array, weights: nnx.State) -> jax.Array:
+    def call(changes: list[Change], h: PyTree, weights: nnx.State, own: tuple) -> PyTree:
         block = nnx.merge(graphdef, weights)
         for change in changes:
             block = change(block)
-        return run(block, h, *inputs, remat=remat, scanned=True)
+        return run(block, h, *own, *inputs, remat=remat, scanned=True)
 
-    calls = [lambda h, w, changes=changes: call(changes, h, w) for changes in versions]
-    if len(calls) == 1:
-        return jax.lax.scan(lambda h, w: (calls[0](h, w), None), h, weights)[0]
-    which = np.array([versions.index(changes) for changes in varied.changes])
+    calls = [functools.partial(call, changes) for changes in versions]
+    which = (
+        None
+        if len(calls) == 1
+        else np.array([versions.index(changes) for changes in varied.changes])
+    )
 
-    def body(h: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
-        return jax.lax.switch(layer[0], calls, h, layer[1]), None
+    def body(h: PyTree, layer: tuple) -> tuple[PyTree, PyTree]:
+        number, weights, own = layer
+        if len(calls) == 1:
+            h = calls[0](h, weights, own)
+        else:
+            h = jax.lax.switch(number, calls, h, weights, own)
+        return h, kept(h)
 
-    return jax.lax.scan(body, h, (which, weights))[0]
+    return jax.lax.scan(body, h, (which, weights, each))
