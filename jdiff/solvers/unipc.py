@@ -45,10 +45,19 @@ class UniPC(Multistep):
 
     def coefficients(self, sched: Schedule, history: History, t: Array, s: Array) -> list[Array]:
         """The predictor's from t to s, plus what the corrector changes at t."""
+        predictor = self.predictor(sched, history, t, s)
+        carried = sched.sigma(s) / sched.sigma(t)
+        both = zip([*predictor, 0.0], self.corrector(sched, history, t))
+        return [a + carried * b for a, b in both]
+
+    def predictor(self, sched: Schedule, history: History, t: Array, s: Array) -> list[Array]:
+        """Of the differences to x0 predicted at t, all but the oldest."""
         nodes = nodes_of(sched, s, t, history.times[:-1], history.count)
         z = -nodes.h
-        predictor = [-sched.alpha(s) * z * w for w in ramped(self.weights, z, nodes)]
+        return [-sched.alpha(s) * z * w for w in ramped(self.weights, z, nodes)]
 
+    def corrector(self, sched: Schedule, history: History, t: Array) -> list[Array]:
+        """What it changes at t, in the same differences."""
         base, *older = history.times  # the step before went from here to t
         nodes = nodes_of(sched, t, base, tuple(older), history.count - 1)
         z, end = -nodes.h, jnp.ones_like(nodes.h)
@@ -62,10 +71,9 @@ class UniPC(Multistep):
             new = [first, *change, *changes[k + 1 :]]
             changes = [jnp.where(ok, a, b) for a, b in zip(new, changes)]
         made = (history.count > 0) & (nodes.h != 0)
-        carried = jnp.where(made, -sched.alpha(t) * z * sched.sigma(s) / sched.sigma(t), 0.0)
+        scale = jnp.where(made, -sched.alpha(t) * z, 0.0)
         # Differences are to x0_1 there, to x0 here: y_j - y_1 = (y_j - y) - (y_1 - y).
-        corrector = [-sum(changes), *changes[1:]]
-        return [a + carried * b for a, b in zip([*predictor, jnp.zeros_like(carried)], corrector)]
+        return [scale * change for change in (-sum(changes), *changes[1:])]
 
 
 def unipc(order: int = 2, variant: str = "bh2") -> UniPC:
