@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jdiff.models import initializers, replace
-from jdiff.models.attention import Attention, Kernel
+from jdiff.models.attention import Attention, Kernel, named_kernel
 from jdiff.models.layers import ResidualBlock
 
 Params = dict[str, Any]
@@ -49,9 +49,12 @@ class Apply:
         model = replace.edit_modules(self.merge(params), self.edits)
         return model(x, t, {} if cond is None else cond, key=key)
 
-    def with_attention(self, kernel: Kernel, where: str = ".*") -> "Apply":
-        """The network, on the same params, with another kernel in the attention layers `where`."""
-        return replace.replace(self, where, replace.SwapKernel(kernel), Attention)
+    def with_attention(self, kernel: Kernel | str, where: str = ".*") -> "Apply":
+        """The network, on the same params, with another kernel in the attention layers `where`.
+
+        A function, or a name in `attention.KERNELS`: "xla", "by_head", "cudnn", "flash".
+        """
+        return replace.replace(self, where, replace.SwapKernel(named_kernel(kernel)), Attention)
 
     def without_blocks(self, where: str) -> "Apply":
         """The network, on the same params, without the residual blocks `where`: they pass h on."""
