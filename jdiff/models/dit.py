@@ -193,18 +193,28 @@ def grid_spacing(
     return side / rows, side / columns
 
 
-def stack_blocks(params: dict) -> dict:
-    """Weights of a `scan=False` DiT for the same network with `scan=True`."""
-    blocks = [params["blocks"][str(i)] for i in range(len(params["blocks"]))]
-    return params | {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+def stack_blocks(params: dict, names: Sequence[str] = ("blocks",)) -> dict:
+    """Weights of a `scan=False` network for the same one with `scan=True`.
+
+    `names` are those of its stacks, ("blocks", "singles") of FLUX.
+    """
+
+    def stack(blocks: dict) -> dict:
+        layers = [blocks[str(i)] for i in range(len(blocks))]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+
+    return params | {name: stack(params[name]) for name in names}
 
 
-def unstack_blocks(params: dict) -> dict:
-    """Weights of a `scan=True` DiT for the same network with `scan=False`."""
-    leaves, structure = jax.tree.flatten(params["blocks"])
-    depth = leaves[0].shape[0]
-    blocks = {str(i): structure.unflatten([leaf[i] for leaf in leaves]) for i in range(depth)}
-    return params | {"blocks": blocks}
+def unstack_blocks(params: dict, names: Sequence[str] = ("blocks",)) -> dict:
+    """Weights of a `scan=True` network for the same one with `scan=False`."""
+
+    def unstack(blocks: dict) -> dict:
+        leaves, structure = jax.tree.flatten(blocks)
+        depth = leaves[0].shape[0]
+        return {str(i): structure.unflatten([leaf[i] for leaf in leaves]) for i in range(depth)}
+
+    return params | {name: unstack(params[name]) for name in names}
 
 
 SIZES = {

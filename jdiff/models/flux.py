@@ -19,6 +19,7 @@ from jdiff.models.dit import patchify, unpatchify
 from jdiff.models.initializers import zeros
 from jdiff.models.joint import QKV, JointBlock
 from jdiff.models.layers import layer_norm
+from jdiff.models.remat import named
 
 
 class Flux(nnx.Module):
@@ -79,7 +80,7 @@ class Flux(nnx.Module):
         self.patch, self.text_width, self.pooled_width = patch, text_width, pooled_width
         self.rope_dims, self.theta = tuple(rope_dims), theta
         self.dtype = dtype = layers.float_dtype(dtype)
-        self.scan, self.remat = scan, remat
+        self.remat = named(remat)
 
         linear = functools.partial(joint.linear, dtype=dtype, rngs=rngs)
         self.embed_patches = linear(patch**2 * in_channels, width, None, "embed")

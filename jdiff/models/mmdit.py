@@ -19,6 +19,7 @@ from jdiff.models.dit import patchify, unpatchify
 from jdiff.models.initializers import param, zeros
 from jdiff.models.joint import QKV, JointBlock, Stream
 from jdiff.models.layers import layer_norm, run
+from jdiff.models.remat import named
 
 
 class MMDiT(nnx.Module):
@@ -85,7 +86,7 @@ class MMDiT(nnx.Module):
         self.base = image_size // patch
         self.text_width, self.pooled_width = text_width, pooled_width
         self.dtype = dtype = layers.float_dtype(dtype)
-        self.scan, self.remat = scan, remat
+        self.remat = named(remat)
 
         linear = functools.partial(joint.linear, dtype=dtype, rngs=rngs)
         self.embed_patches = linear(patch**2 * in_channels, width, None, "embed")

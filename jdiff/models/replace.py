@@ -130,12 +130,15 @@ class Skipped(nnx.Module):
         self.block = block
 
     def __call__(self, h: jax.Array, *inputs: jax.Array | None) -> jax.Array:
-        """h, if the block would return its shape."""
-        shape = jax.eval_shape(self.block, h, *inputs).shape
-        if shape != h.shape:
+        """h, an array or several, if the block would return its shape."""
+        before, after = (
+            jax.tree.map(lambda a: list(a.shape), tree)
+            for tree in (h, jax.eval_shape(self.block, h, *inputs))
+        )
+        if before != after:
             raise UserError(
-                f"a block that maps {list(h.shape)} to {list(shape)} cannot be skipped; "
-                "choose blocks that keep the shape."
+                f"a block that maps {before} to {after} cannot be skipped; choose blocks that keep "
+                "the shape."
             )
         return h
 

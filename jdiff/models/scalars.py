@@ -38,10 +38,10 @@ class Scalars(nnx.Module):
         for name, (one, two) in zip(self.names, self.layers):
             entry = name.removeprefix("t-")
             if entry not in cond:
+                of_maps = "Flow maps are sampled with solvers.flow_map(), which sets cond['s']"
                 raise ValueError(
                     f"the network takes scalars={self.names}: it needs cond[{entry!r}], numbers of "
-                    f"shape [B]; cond has {sorted(cond)}. Flow maps are sampled with "
-                    "solvers.flow_map(), which sets cond['s']"
+                    f"shape [B]; cond has {sorted(cond)}. {of_maps if entry == 's' else ''}".strip()
                 )
             value = cond[entry]
             if value.shape != t.shape:

@@ -66,7 +66,8 @@ def config_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: for a field that the checkpoints' network has not.
     """
-    f = {name: p.default for name, p in inspect.signature(Flux).parameters.items()} | dict(fields)
+    parameters = inspect.signature(Flux.__init__).parameters.items()
+    f = {name: parameter.default for name, parameter in parameters} | dict(fields)
     scalars = tuple(f["scalars"])
     for name, served in {"time_scale": 1000.0, "theta": 10_000.0, "patch": PATCH}.items():
         if f[name] != served:

@@ -79,7 +79,8 @@ def config_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: for a field that the checkpoints' network has not.
     """
-    f = {name: p.default for name, p in inspect.signature(MMDiT).parameters.items()} | dict(fields)
+    parameters = inspect.signature(MMDiT.__init__).parameters.items()
+    f = {name: parameter.default for name, parameter in parameters} | dict(fields)
     for name, served in {"scalars": (), "time_scale": 1.0}.items():
         if (tuple(f[name]) if name == "scalars" else f[name]) != served:
             raise UserError(f"{CLS} has no {name}={f[name]!r}: only {served!r} can be written.")
