@@ -64,6 +64,11 @@ DOWN = {
 }
 UP = {"conv": ("AttnUpBlock2D", "UpBlock2D"), "resnet": ("AttnUpBlock2D", "ResnetUpsampleBlock2D")}
 
+#: The fields of `UNet` that a config says, and those that are chosen when it is opened.
+SAID = ("image_size", "in_channels", "out_channels", "low_res_channels", "channels", "multipliers")
+SAID += ("blocks", "attention_sizes", "num_classes", "dropout", "style")
+CHOSEN = ("dtype", "remat", "frequencies")
+
 
 def fields_from_config(config: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
     """`UNet` and its fields, with the style spelled out.
@@ -133,12 +138,15 @@ def config_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: for a style or a field that the checkpoints' network has not.
     """
-    f = defaults(UNet) | dict(fields)
+    without = defaults(UNet)
+    f = without | dict(fields)
     s = f["style"] if isinstance(f["style"], Style) else named_style(f["style"])
     widths = [round(f["channels"] * multiplier) for multiplier in f["multipliers"]]
     groups = s.groups or group_count(widths[0])
     times = {time: key for key, time in TIMES.items()}
+    extra = {name: value for name, value in f.items() if name not in (*SAID, *CHOSEN)}
     for what, served in {
+        **{f"{name}={value!r}": value == without[name] for name, value in extra.items()},
         f"time={s.time!r}": s.time in times,
         f"label={s.label!r}": s.label == "after" or not f["num_classes"],
         f"skip_scale={s.skip_scale}": s.skip_scale == 1.0,
@@ -151,9 +159,6 @@ def config_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         # Sums of widths are normalised too, and get as many groups only if these are 32.
         "groups that differ": bool(s.groups) or {group_count(w) for w in widths} == {32},
         f"multipliers={f['multipliers']}, only such that begin with 1": f["multipliers"][0] == 1,
-        f"augment_dim={f['augment_dim']}": not f["augment_dim"],
-        f"scalars={f['scalars']}": not f["scalars"],
-        f"time_scale={f['time_scale']}": f["time_scale"] == 1.0,
     }.items():
         if not served:
             raise UserError(f"{CLS} has no {what}: this network cannot be written as one.")
