@@ -169,6 +169,15 @@ def test_a_padded_text_is_the_text():
     np.testing.assert_allclose(y, z, rtol=1e-4, atol=1e-4 * np.abs(y).max())
 
 
+def test_an_empty_text_is_no_text():
+    apply, params = network()
+    empty = MASK & [[True], [False]]
+    y = apply(params, X, T, {"text": TEXT, "text_mask": empty})
+    z = apply(params, X, T, {"text": TEXT + 3 * ~empty[..., None], "text_mask": empty})
+    assert np.isfinite(y).all()
+    np.testing.assert_array_equal(y, z)
+
+
 def test_scanned_it_is_the_same_and_every_weight_gets_a_gradient(all_gradients_live):
     """The gradient of the scanned network, which is quicker to compile, with remat."""
     apply, params = network(scan=True, remat="dots")

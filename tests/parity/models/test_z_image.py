@@ -29,12 +29,12 @@ CONFIG = {
     "axes_dims": [4, 2, 6],
     "axes_lens": [80, 6, 8],
 }
-# Their frequencies are exponentials in float32, off by an ulp or two, which 1000 (1 - t) multiplies:
-# at t = 1 the outputs agree to 1e-6, at t = 0 to no more than 1e-4.
-X, T = images(4, 6, 10, 3), np.asarray([1.0, 0.37, 0.1, 0.8], np.float32)
-TEXT = images(4, 40, 10, seed=1)
-#: Texts whose filled length is that of the longest, is less, needs no filling; and one with gaps.
-MASK = np.arange(40) < np.asarray([40, 7, 32, 0])[:, None]
+# Their frequencies are exponentials in float32, off by ulps that 1000 (1 - t) multiplies: at t = 1
+# the outputs agree to 1e-6, at t = 0 to no more than 1e-4.
+X, T = images(5, 6, 10, 3), np.asarray([1.0, 0.37, 0.5, 0.8, 0.6], np.float32)
+TEXT = images(5, 40, 10, seed=1)
+#: Texts whose filled length is that of the longest, is less, needs no filling; with gaps; empty.
+MASK = np.arange(40) < np.asarray([40, 7, 32, 0, 0])[:, None]
 MASK[3, [2, 3, 30, 39]] = True
 CONDS = {"text": {"text": TEXT}, "padded text": {"text": TEXT, "text_mask": MASK}}
 
