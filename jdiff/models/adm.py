@@ -1,7 +1,8 @@
-"""The published networks of iDDPM and ADM, as fields of `UNet`; t is the step, 0..999.
+"""The published networks of iDDPM, ADM and Imagen's base, as fields of `UNet`.
 
 Nichol and Dhariwal 2021 (iDDPM) and Dhariwal and Nichol 2021 (ADM, with the upsamplers of its
-section 5). All learn the reverse variance: six channels for images of three.
+section 5): t is the step, 0..999, and all learn the reverse variance, in six channels for images
+of three. Saharia et al. 2022 (Imagen) start from ADM at 64 pixels, with text.
 """
 
 import dataclasses
@@ -61,3 +62,14 @@ def adm_upsampler(image_size: int = 256, **changes) -> dict:
     size = sizes[choose("adm_upsampler: image_size", str(image_size), sizes)]
     fields = {"image_size": image_size, "low_res_channels": 3, "channels": 192, "blocks": 2}
     return _ADM | fields | {"multipliers": (1, 1, 2, 2, 4, 4)} | size | changes
+
+
+def imagen_base(**changes) -> dict:
+    """Fields of Imagen's network for 64 pixels (appendix F.1): ADM with text of T5-XXL.
+
+    The widths of the embedding and of the pooling are not given; with those here it has 2.4 B
+    parameters, in the paper 2 B. `t` lies in [0, 1].
+    """
+    fields = {"image_size": 64, "channels": 512, "multipliers": (1, 2, 3, 4), "blocks": 3}
+    fields |= {"attention_sizes": (32, 16, 8), "text_width": 4096, "style": "adm"}
+    return fields | {"time_scale": 1000.0} | changes

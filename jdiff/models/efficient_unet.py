@@ -15,11 +15,11 @@ from flax import nnx
 
 from jdiff.errors import choose
 from jdiff.models import layers
-from jdiff.models.layers import GroupNorm, entry, run
+from jdiff.models.layers import GroupNorm, run
 from jdiff.models.low_res import with_low_res
 from jdiff.models.remat import named
 from jdiff.models.scalars import Scalars
-from jdiff.models.text_attention import PixelAttention, TextPool
+from jdiff.models.text_attention import PixelAttention, TextPool, text_input
 from jdiff.models.unet_blocks import INITS, ConvResample
 
 EPS = 1e-5  # of the group norms
@@ -156,11 +156,7 @@ class EfficientUNet(nnx.Module):
             reason="its strides divide the image",
             num_classes=0,
         )
-        text = mask = None
-        if self.text_width:
-            text = entry(self, cond, "text", (x.shape[0], "L", self.text_width))
-            if "text_mask" in cond:
-                mask = entry(self, cond, "text_mask", text.shape[:2])
+        text, mask = text_input(self, x, cond, self.text_width)
         embedding = self.embed(t, cond, text, mask)
         keys = iter(())
         if key is not None and self.dropout:

@@ -4,6 +4,8 @@ Saharia et al. 2022 (Imagen), section 2.1 and appendix D.3.1.
 """
 
 import functools
+import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,22 @@ from jdiff.models import layers
 from jdiff.models.attention import Attention
 from jdiff.models.initializers import Axes, kaiming_uniform, zeros
 from jdiff.models.layers import GroupNorm, LayerNorm, Linear
+
+
+def text_input(
+    network: nnx.Module, x: jax.Array, cond: Mapping[str, jax.Array], text_width: int
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """cond["text"] and cond["text_mask"] (None if absent) for images x; no text, no `text_width`.
+
+    Raises:
+        ValueError: if the text is missing, or either has another shape.
+    """
+    if not text_width:
+        return None, None
+    text = layers.entry(network, cond, "text", (x.shape[0], "L", text_width))
+    if "text_mask" not in cond:
+        return text, None
+    return text, layers.entry(network, cond, "text_mask", text.shape[:2])
 
 
 class TextPool(nnx.Module):
@@ -38,6 +56,33 @@ class TextPool(nnx.Module):
         k, v = jnp.split(self.kv(tokens), 2, axis=-1)
         places = None if mask is None else mask[:, None, None, :]
         return self.out(self.attention(self.q(mean)[:, None], k, v, places)[:, 0])
+
+
+class TextKeys(nnx.Module):
+    """The keys and values of a text's tokens, set behind those of the pixels."""
+
+    def __init__(self, text_width: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.norm = LayerNorm(text_width, rngs=rngs)
+        self.kv = linear(text_width, 2 * width, axes=("text", "heads"), dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, pairs: jax.Array | None, text: jax.Array, mask: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Keys and values [B, places, 2 width] and where attention may look, for `Attention`.
+
+        Args:
+            pairs: the pixels' keys and values [B, *grid, 2 width], None for the text's alone.
+            text: [B, L, text_width].
+            mask: of its tokens [B, L], True for those to see; None for all.
+        """
+        pixels = 0 if pairs is None else math.prod(pairs.shape[1:-1])
+        both = self.kv(self.norm(text))
+        if pairs is not None:
+            pairs = pairs.reshape(pairs.shape[0], pixels, -1)
+            both = jnp.concatenate([pairs, both], axis=1)
+        if mask is not None:
+            mask = jnp.pad(mask, ((0, 0), (pixels, 0)), constant_values=True)[:, None, None, :]
+        return both, mask
 
 
 class PixelAttention(layers.ResidualBlock):
@@ -67,23 +112,16 @@ class PixelAttention(layers.ResidualBlock):
         self.norm = GroupNorm(channels, eps=eps, rngs=rngs)
         self.q = make(channels, hidden, axes=axes)
         self.kv = make(channels, 2 * hidden, axes=axes) if to_pixels else None
-        self.text_norm = LayerNorm(text_width, rngs=rngs) if text_width else None
-        text_axes = ("text", "heads")
-        self.text_kv = make(text_width, 2 * hidden, axes=text_axes) if text_width else None
+        self.text = TextKeys(text_width, hidden, dtype=dtype, rngs=rngs) if text_width else None
         self.attention = Attention(heads)
         self.project = make(hidden, channels, gain=0.0, axes=("heads", "channels_out"))
 
     def __call__(self, h: jax.Array, text: jax.Array | None, mask: jax.Array | None) -> jax.Array:
         """[B, H, W, channels] to the same; `text` [B, L, D] and its `mask` [B, L] or None."""
         y = self.norm(h)
-        pairs = [] if self.kv is None else [_places(self.kv(y))]
-        if self.text_kv is not None:
-            pairs.append(self.text_kv(self.text_norm(text)))
-        k, v = jnp.split(jnp.concatenate(pairs, axis=1), 2, axis=-1)
-        places = None
-        if self.text_kv is not None and mask is not None:
-            pixels = k.shape[1] - mask.shape[1]
-            places = jnp.pad(mask, ((0, 0), (pixels, 0)), constant_values=True)[:, None, None, :]
+        pairs = None if self.kv is None else self.kv(y)
+        pairs, places = (pairs, None) if self.text is None else self.text(pairs, text, mask)
+        k, v = jnp.split(pairs, 2, axis=-1)
         return (h + self.project(self.attention(self.q(y), k, v, places))) * self.scale
 
 
@@ -93,7 +131,3 @@ def linear(
     """PyTorch's default, which ADM starts from, with biases of zero; `gain` 0 ends a branch."""
     init = kaiming_uniform(features_in, gain * (1 / 3) ** 0.5)
     return Linear(features_in, features_out, init=init, bias_init=zeros, axes=axes, **kwargs)
-
-
-def _places(x: jax.Array) -> jax.Array:
-    return x.reshape(x.shape[0], -1, x.shape[-1])

@@ -18,6 +18,7 @@ from jdiff.models.layers import Conv, GroupNorm, Linear, run
 from jdiff.models.low_res import with_low_res
 from jdiff.models.remat import named
 from jdiff.models.scalars import Scalars
+from jdiff.models.text_attention import TextPool, text_input
 from jdiff.models.unet_blocks import INITS, STYLES, Block, Style, named_style, resample_layer
 
 __all__ = [
@@ -38,7 +39,9 @@ class UNet(nnx.Module):
     no label and adds nothing) and "augment" (float [B, augment_dim]; absent means zero). A `key`
     switches dropout on. H and W may be any multiple of 2^(levels - 1). With `low_res_channels`,
     `cond` holds the image "low_res" [B, h, w, low_res_channels] of any size: it is enlarged to
-    H x W and set behind the channels of x.
+    H x W and set behind the channels of x. With `text_width`, pixels that attend see the tokens of
+    "text" [B, L, text_width] too, where "text_mask" (bool [B, L], absent for all) is True, and
+    their pooled vector is added to the embedding (Imagen's base network).
 
     Args:
         image_size: the resolution that `attention_sizes` refers to.
@@ -75,6 +78,7 @@ class UNet(nnx.Module):
         attention_sizes: Sequence[int] = (16,),
         num_classes: int = 0,
         augment_dim: int = 0,
+        text_width: int = 0,
         scalars: Sequence[str] = (),
         dropout: float = 0.0,
         style: str | Style = "ddpmpp",
@@ -101,7 +105,7 @@ class UNet(nnx.Module):
             )
         self.style, self.remat, self.dtype = s, named(remat), layers.float_dtype(dtype)
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
-        self.low_res_channels = low_res_channels
+        self.low_res_channels, self.text_width = low_res_channels, text_width
         self.num_classes, self.augment_dim, self.dropout = num_classes, augment_dim, dropout
         self.time_scale, self.time_channels = time_scale, channels * s.time_width
         self.frequencies = None
@@ -128,9 +132,11 @@ class UNet(nnx.Module):
             rule = zeros if s.init == "adm" else inits.kernel(augment_dim, out)
             augment = Linear(augment_dim, out, init=rule, bias_init=None, rngs=rngs)
         self.label, self.augment = label, augment
+        heads = max(1, width // 64)
+        self.pool = TextPool(text_width, width, heads, rngs=rngs) if text_width else None
 
         common = {"style": s, "width": width, "dropout": dropout, "rngs": rngs}
-        make = functools.partial(Block, dtype=self.dtype, **common)
+        make = functools.partial(Block, text_width=text_width, dtype=self.dtype, **common)
         conv = functools.partial(inits.conv, dtype=self.dtype, rngs=rngs)
         attends = [image_size >> level in attention_sizes for level in range(len(multipliers))]
         last = len(widths) - 1
@@ -188,7 +194,8 @@ class UNet(nnx.Module):
             reason="it halves the image at every level",
             num_classes=self.num_classes,
         )
-        embedding = self.embed(t, cond)
+        text, mask = text_input(self, x, cond, self.text_width)
+        embedding = self.embed(t, cond, text, mask)
         keys = iter(())
         if key is not None and self.dropout:
             stages = [*self.encoder, *self.decoder]
@@ -196,7 +203,7 @@ class UNet(nnx.Module):
             keys = iter(jax.random.split(key, number))
 
         def apply(block: nnx.Module, h: jax.Array) -> jax.Array:
-            return run(block, h, embedding, next(keys, None), remat=self.remat)
+            return run(block, h, embedding, next(keys, None), text, mask, remat=self.remat)
 
         aux = with_low_res(self, x.astype(self.dtype), cond, self.low_res_channels)
         h = self.stem(aux)
@@ -220,7 +227,13 @@ class UNet(nnx.Module):
                 h = apply(block, jnp.concatenate([h, skips.pop()], axis=-1))
         return self.out_conv(jax.nn.silu(self.out_norm(h))).astype(jnp.float32)
 
-    def embed(self, t: jax.Array, cond: Mapping[str, jax.Array]) -> jax.Array:
+    def embed(
+        self,
+        t: jax.Array,
+        cond: Mapping[str, jax.Array],
+        text: jax.Array | None = None,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
         """The vector that conditions every block, [B, 4 * channels], float32."""
         waves = self.waves(t)
         label = 0.0
@@ -240,6 +253,8 @@ class UNet(nnx.Module):
         before, after = (label, 0.0) if self.style.label == "before" else (0.0, label)
         if self.scalars is not None:
             after = after + self.scalars(t, cond, self.waves)
+        if self.pool is not None:
+            after = after + self.pool(text, mask)
         h = jax.nn.silu(self.time1(waves + before))
         return jax.nn.silu(self.time2(h) + after)
 

@@ -19,6 +19,7 @@ from jdiff.models import layers
 from jdiff.models.attention import Attention
 from jdiff.models.initializers import Init, kaiming_uniform, xavier_uniform, zeros
 from jdiff.models.layers import Conv, GroupNorm, Linear
+from jdiff.models.text_attention import TextKeys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Block(layers.ResidualBlock):
         dropout: float,
         style: Style,
         attend: bool = False,
+        text_width: int = 0,
         resample: Literal["up", "down"] | None = None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
@@ -134,9 +136,21 @@ class Block(layers.ResidualBlock):
             self.norm3 = norm(channels_out)
             self.qkv = conv(channels_out, 3 * channels_out, 1, gain=inits.qkv_gain)
             self.project = conv(channels_out, channels_out, 1, zero=True)
+        keys = functools.partial(TextKeys, text_width, channels_out, dtype=dtype, rngs=rngs)
+        self.text = keys() if attend and text_width else None
 
-    def __call__(self, x: jax.Array, embedding: jax.Array, key: jax.Array | None) -> jax.Array:
-        """[B, H, W, channels_in] to [B, H', W', channels_out]; `embedding` [B, width] float32."""
+    def __call__(
+        self,
+        x: jax.Array,
+        embedding: jax.Array,
+        key: jax.Array | None,
+        text: jax.Array | None = None,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """[B, H, W, channels_in] to [B, H', W', channels_out]; `embedding` [B, width] float32.
+
+        With a `text_width`, pixels that attend see `text` [B, L, text_width] too, by its `mask`.
+        """
         s = self.style
         h = self.conv1(self._resampled(jax.nn.silu(self.norm1(x))))
         affine = self.affine(embedding)[:, None, None, :].astype(h.dtype)
@@ -149,8 +163,12 @@ class Block(layers.ResidualBlock):
         x = self._resampled(x)
         x = (h + (x if self.skip is None else self.skip(x))) * s.skip_scale
         if self.attention is not None:
-            q, k, v = jnp.split(self.qkv(self.norm3(x)), 3, axis=-1)
-            x = (x + self.project(self.attention(q, k, v))) * s.skip_scale
+            qkv, places = self.qkv(self.norm3(x)), None
+            q, pairs = jnp.split(qkv, [x.shape[-1]], axis=-1)
+            if self.text is not None:
+                pairs, places = self.text(pairs, text, mask)
+            k, v = jnp.split(pairs, 2, axis=-1)
+            x = (x + self.project(self.attention(q, k, v, places))) * s.skip_scale
         return x
 
     def _resampled(self, x: jax.Array) -> jax.Array:
@@ -165,7 +183,7 @@ class ConvResample(nnx.Module):
     def __init__(self, direction: Literal["up", "down"], conv: Conv):
         self.direction, self.conv = direction, conv
 
-    def __call__(self, x: jax.Array, embedding: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, *rest: jax.Array | None) -> jax.Array:
         """[B, H, W, C] to double or half the height and width."""
         return self.conv(layers.upsample(x) if self.direction == "up" else x)
 

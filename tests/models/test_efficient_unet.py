@@ -86,7 +86,7 @@ def test_published_networks_as_far_as_the_appendix_gives_them(size):
     assert [level.get("attention") is not None for level in levels] == [False, False, False, True]
     attention = levels[3]["attention"]
     assert ("kv" in attention) == (size == 256)
-    assert attention["text_kv"]["kernel"].shape == (4096, 2 * 2 * 1024)
+    assert attention["text"]["kv"]["kernel"].shape == (4096, 2 * 2 * 1024)
     assert shapes["stem"]["kernel"].shape == (3, 3, 6, 128)
     total = models.count(shapes)
     assert models.count([levels[3], shapes["decoder"]["0"]]) > 0.75 * total
@@ -127,7 +127,7 @@ def test_pixels_and_tokens_share_one_softmax(to_pixels):
     def of(params):
         module = apply.merge(params)
         value = lambda kv, a: kv(a)[..., 8:].reshape(3, -1, 8)
-        values, seen = [value(module.text_kv, module.text_norm(TEXT))], [MASK]
+        values, seen = [value(module.text.kv, module.text.norm(TEXT))], [MASK]
         if to_pixels:
             values.insert(0, value(module.kv, module.norm(h)))
             seen.insert(0, np.ones((3, 6), bool))

@@ -157,6 +157,41 @@ def test_unknown_adm_offers_the_nearest():
         models.adm_imagenet(257)
 
 
+TEXT = np.random.default_rng(3).standard_normal((3, 4, 6)).astype(np.float32)
+MASK = np.asarray([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 1, 0]], bool)
+
+
+def test_text_reaches_its_sample_through_the_tokens_to_see():
+    changes = {"style": "adm", "multipliers": (1,), "text_width": 6, "attention_sizes": ()}
+    apply, params = network(**changes)
+    given = cond() | {"text": TEXT, "text_mask": MASK}
+    y = np.asarray(apply(params, X, T, given))
+    hidden = given | {"text": np.where(MASK[..., None], TEXT, 100.0)}
+    np.testing.assert_allclose(apply(params, X, T, hidden), y, rtol=1e-4, atol=1e-5)
+    other = given | {"text": TEXT * np.asarray([1, 0, 1], np.float32)[:, None, None]}
+    moved = np.abs(np.asarray(apply(params, X, T, other)) - y).max(axis=(1, 2, 3))
+    assert moved[1] > 1e-3
+    assert moved[[0, 2]].max() < 1e-5
+    # Text takes two ways, the pooled vector and the middle's attention; each goes alone.
+    silence = functools.partial(jax.tree.map, jnp.zeros_like)
+    middle = params["middle"]["0"]
+    middle = params["middle"] | {"0": middle | {"text": silence(middle["text"])}}
+    for one_way in ({"pool": silence(params["pool"])}, {"middle": middle}):
+        z = [apply(params | one_way, X, T, text) for text in (given, other)]
+        assert np.abs(z[0] - z[1])[1].max() > 1e-3
+    assert "text" not in params["encoder"]["0"]["blocks"]["0"]
+
+
+def test_imagens_base_attends_to_text_at_three_resolutions():
+    _, shapes = models.abstract(lambda rngs: models.UNet(**models.imagen_base(), rngs=rngs))
+    attending = ["text" in shapes["encoder"][str(i)]["blocks"]["2"] for i in range(4)]
+    assert attending == [False, True, True, True]
+    widths = [
+        shapes["encoder"][str(i)]["blocks"]["2"]["conv2"]["kernel"].shape[3] for i in range(4)
+    ]
+    assert widths == [512, 1024, 1536, 2048]
+
+
 @pytest.mark.parametrize("style", ["ddpmpp", "adm"])
 def test_null_label_adds_nothing(style):
     apply, params = network(style=style)

@@ -152,7 +152,7 @@ def config_of(cls: str, fields: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{cls}: name the frequencies of the network to write them down.")
         config["freqs"] = list(given)
     _, again = build(cls, config)
-    for name in ("out_channels", "low_res_channels", "scalars", "time_scale"):
+    for name in ("out_channels", "low_res_channels", "text_width", "scalars", "time_scale"):
         if f[name] and f[name] != again.get(name, parameters[name].default):
             raise UserError(f"{cls} has no {name}={f[name]!r}.")
     return config
