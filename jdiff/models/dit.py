@@ -247,8 +247,8 @@ def dit_imagenet(name: str = "XL/2", *, learn_sigma: bool = True, **changes) -> 
 def sit_imagenet(name: str = "XL/2", **changes) -> dict:
     """Fields of a published SiT ("S/2" to "XL/2"): a DiT that predicts the velocity alone.
 
-    t in [0, 1] is embedded without a scale (Ma et al. 2024), so the network hardly tells
-    neighbouring times apart at first; `time_scale=1000.0` changes that.
+    t in [0, 1] is embedded without a scale (Ma et al. 2024). SiT's own weights run the other way:
+    at t = 1 they take data, and their velocity is data - noise.
 
     Raises:
         ValueError: if there is no such size.

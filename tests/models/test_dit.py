@@ -50,11 +50,12 @@ SIT_COUNTS = {"S/2": 32_858_896, "B/2": 130_303_504, "L/2": 457_824_272, "XL/2":
 
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize(
-    ("name", "learn_sigma", "expected"),
-    [(n, True, c) for n, c in COUNTS.items()] + [(n, False, c) for n, c in SIT_COUNTS.items()],
+    ("name", "preset", "expected"),
+    [(n, models.dit_imagenet, c) for n, c in COUNTS.items()]
+    + [(n, models.sit_imagenet, c) for n, c in SIT_COUNTS.items()],
 )
-def test_published_parameter_counts(name, learn_sigma, expected, scan):
-    fields = models.dit_imagenet(name, learn_sigma=learn_sigma, scan=scan)
+def test_published_parameter_counts(name, preset, expected, scan):
+    fields = preset(name, scan=scan)
     _, shapes = models.abstract(lambda rngs: models.DiT(**fields, rngs=rngs))
     assert models.count(shapes) == expected
 
