@@ -15,12 +15,18 @@ from jdiff.interop.loading import (
     parameters,
     save_component,
 )
+from jdiff.interop.pipeline import Pipeline, load, save
+from jdiff.interop.sampler import Sampler
 
 __all__ = [
     "Component",
+    "Pipeline",
+    "Sampler",
     "component",
+    "load",
     "load_component",
     "load_file",
     "parameters",
+    "save",
     "save_component",
 ]
