@@ -146,7 +146,8 @@ def table(fields: Mapping[str, Any]) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-IGNORED = (r"pos_embed\.pos_embed",)
+#: The positions; and a null text that the first files have and their network does not read.
+IGNORED = (r"pos_embed\.pos_embed", r"caption_projection\.y_embedding")
 FAMILY = Family(CLS, fields_from_config, config_from_fields, table, IGNORED)
 
 
