@@ -136,14 +136,16 @@ class Pipeline:
           UserError: the config has no sample_size.
         """
         config = self.network.config
-        size, channels = config.get("sample_size"), config.get("in_channels")
-        if size is None or channels is None:
+        size = config.get("sample_size")
+        # More in than out: images beside x; more out than in: a variance beside the prediction.
+        counts = [config[key] for key in ("in_channels", "out_channels") if config.get(key)]
+        if size is None or not counts:
             raise UserError(
                 f"Pipeline: the config of {self.name} has no sample_size; give "
                 "shape=(height, width, channels) of the latents."
             )
         height, width = (size, size) if isinstance(size, int) else size
-        return height, width, channels
+        return height, width, min(counts)
 
 
 def load(folder: str | pathlib.Path, **options: Any) -> Pipeline | Component:

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 
 from jdiff.denoisers import as_denoiser
 from jdiff.guidance.base import Guided
+from jdiff.interop.spacings import Dynamic
 from jdiff.predictions import Parameterization, Prediction, from_x0
 from jdiff.pytree import Array, PyTree, broadcast_time, static, struct
 from jdiff.schedules import Schedule, schedule_map
 from jdiff.solvers import Solver
 
-#: (sigma, alpha) at the first time -> what noise is multiplied with there.
+#: (alpha, sigma) at the first time -> what noise is multiplied with there.
 _STARTS: dict[str, Callable[[Array, Array], Array]] = {
     "noise": lambda alpha, sigma: jnp.ones_like(sigma),
     "sigma": lambda alpha, sigma: sigma,
@@ -128,9 +129,9 @@ class Sampler:
         Raises:
           UserError: a grid that the scheduler cannot make, or tokens that are needed.
         """
-        if tokens is None or not hasattr(getattr(self.grid, "shift", None), "base_tokens"):
-            return self.grid(self.schedule, n)
-        return self.grid(self.schedule, n, tokens=tokens)
+        if isinstance(getattr(self.grid, "shift", None), Dynamic):
+            return self.grid(self.schedule, n, tokens)
+        return self.grid(self.schedule, n)
 
     def start(self, noise: PyTree, times: Array) -> PyTree:
         """The state at times[0] that diffusers starts from, given standard normal noise."""
