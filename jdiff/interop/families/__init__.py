@@ -7,6 +7,7 @@ tensor is which; data rather than code.
 from collections.abc import Mapping
 
 from jdiff.interop.families import (
+    adm,
     cond_unet,
     dit,
     edm,
@@ -31,6 +32,7 @@ _FAMILIES: tuple[Family, ...] = (
     sd3.FAMILY,
     qwen_image.FAMILY,
     z_image.FAMILY,
+    adm.FAMILY,
     *edm.FAMILIES,
     edm2.FAMILY,
 )
