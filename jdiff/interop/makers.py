@@ -10,7 +10,7 @@ import numpy as np
 from jdiff import schedules, solvers
 from jdiff.errors import UserError, choose
 from jdiff.interop.sampler import Clip, Told
-from jdiff.interop.spacings import Dynamic, FlowGrid, FlowSteps, LevelGrid, TableGrid
+from jdiff.interop.spacings import DistilledGrid, Dynamic, FlowGrid, FlowSteps, LevelGrid, TableGrid
 from jdiff.interop.steps import FinalUniPC, LowerOrderFinal, Singlestep, ThirdOrder
 from jdiff.schedules import Schedule
 from jdiff.solvers import Solver
@@ -142,6 +142,16 @@ def pndm(c: Config, network: str) -> Parts:
     final = "nearly_zero" if c["set_alpha_to_one"] else "sigma_min"
     solver = solvers.plms() if c["skip_prk_steps"] else solvers.pndm()
     return Parts(_table(c), _predicts(c), solver, TableGrid("ddim", **_spacing(c), final=final))
+
+
+def lcm(c: Config, network: str) -> Parts:
+    """LCMScheduler: x0, and noise anew. c_skip is below 3e-5 at all of its steps, and left out."""
+    steps = c["original_inference_steps"]
+    table = _table(c)
+    if (table.T // steps - 1) * c["timestep_scaling"] < 100:
+        c.refuse("timestep_scaling", "the network's output would not be x0 alone at small steps.")
+    grid, solver = DistilledGrid(steps), solvers.consistency()
+    return Parts(table, _predicts(c), solver, grid, clip=_kept(c))
 
 
 def in_sigma(solver: Solver, final: str = "zero") -> Callable[[Config, str], Parts]:

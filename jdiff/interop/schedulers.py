@@ -14,8 +14,8 @@ not say. What cannot be served is a UserError that names the key. Where ours dif
   "leading", and with "trailing" where n divides T.
 * At a zero terminal SNR diffusers' DDIM and DDPM have no signal, as here; its other schedulers have
   2^-24 of it, and so have they here.
-* diffusers' DDPM adds noise to the final image where its last step is not the table's first
-  ("trailing"); here nothing is added to the data.
+* diffusers' DDPM with variance_type "fixed_large" adds noise to the final image where its last step
+  is not the table's first ("trailing"); here nothing is added to the data.
 * diffusers' UniPC with "bh1" to final_sigmas_type "zero" is not a number: infinity times 0. Here it
   ends as "bh2" does, with the predicted image.
 * The rounding of a float32 decides which of two neighbouring steps diffusers tells the network
@@ -74,6 +74,12 @@ CLASSES: dict[str, tuple[dict[str, Any], Callable[[makers.Config, str], makers.P
         _BETAS | _TABLE
         | {"skip_prk_steps": False, "set_alpha_to_one": False, "timestep_spacing": "leading"},
         makers.pndm,
+    ),
+    "LCMScheduler": (
+        _LATENT | _TABLE | _ZERO | _THRESHOLD | _CLIP
+        | {"beta_schedule": "scaled_linear", "original_inference_steps": 50, "clip_sample": False,
+           "set_alpha_to_one": True, "timestep_spacing": "leading", "timestep_scaling": 10.0},
+        makers.lcm,
     ),
     "LMSDiscreteScheduler": (
         _BETAS | _TABLE | _LEVELS, makers.in_sigma(solvers.lms(), "nearly_zero"),
@@ -137,8 +143,8 @@ CLASSES: dict[str, tuple[dict[str, Any], Callable[[makers.Config, str], makers.P
 #: Every key of every class: those that a class does not have are without effect in its config, and
 #: so are some of schedulers that are not read. Others are taken for slips.
 KNOWN = {key for defaults, _ in CLASSES.values() for key in defaults} | {
-    "original_inference_steps", "timestep_scaling", "predictor_order", "corrector_order",
-    "tau_func", "noise_sampler_seed", "s_noise", "clip_denoised", "snr", "sampling_eps",
+    "predictor_order", "corrector_order", "tau_func", "noise_sampler_seed", "s_noise",
+    "clip_denoised", "snr", "sampling_eps",
 }  # fmt: skip
 
 

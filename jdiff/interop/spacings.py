@@ -84,6 +84,25 @@ class TableGrid:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistilledGrid:
+    """n of the steps on which a latent consistency model was distilled, evenly from the first.
+
+    Attributes:
+      steps: original_inference_steps, the number of those steps.
+    """
+
+    steps: int = 50
+
+    def __call__(self, schedule: Schedule, n: int) -> Array:
+        """The times `[n + 1]`."""
+        if not 1 <= n <= self.steps:
+            raise UserError(f"n={n} steps given; the model was distilled on {self.steps} steps.")
+        known = np.arange(self.steps, 0, -1) * (schedule.T // self.steps)
+        picked = np.floor(np.linspace(0, self.steps, n, endpoint=False)).astype(int)
+        return _ended(known[picked].astype(float), 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Dynamic:
     """A shift that depends on the image's size: linear in its tokens from `base` to `most`.
 

@@ -84,7 +84,7 @@ def test_every_class_reads_its_own_defaults(name):
 
 
 REFUSED = {
-    "the class": ({"_class_name": "LCMScheduler"}, "LCMScheduler.*LMSDiscreteScheduler"),
+    "the class": ({"_class_name": "TCDScheduler"}, "TCDScheduler' is not known.*LCMScheduler"),
     "a slip": ({"beta_scedule": "linear"}, "beta_scedule.*Did you mean 'beta_schedule'"),
     "betas": ({"beta_schedule": "scaled_liner"}, "beta_schedule.*Did you mean 'scaled_linear'"),
     "a prediction": ({"prediction_type": "v"}, "prediction_type 'v'"),
@@ -119,6 +119,7 @@ REFUSED_ELSEWHERE = {
     "KDPM2Discrete": ({"use_karras_sigmas": True}, "HeunDiscreteScheduler serves it"),
     "EulerDiscrete": ({"sigma_min": 0.002, "sigma_max": 700.0}, "sigma_max=700"),
     "DPMSolverSinglestep": ({"solver_order": 3}, "solver_order=3.*Allowed: 1, 2"),
+    "LCM": ({"timestep_scaling": 1.0}, "timestep_scaling=1.0"),
     "FlowMatchEulerDiscrete": ({"invert_sigmas": True}, "invert_sigmas=True"),
 }
 
@@ -139,6 +140,8 @@ def test_a_key_of_another_class_is_without_effect():
 def test_a_grid_that_the_table_does_not_have():
     with pytest.raises(UserError, match="n=1000.*steps_offset=1"):
         _read("DDIM", steps_offset=1).times(1000)
+    with pytest.raises(UserError, match="n=51.*distilled on 50"):
+        _read("LCM").times(51)
     with pytest.raises(UserError, match="n=0"):
         _read("DDIM").times(0)
 

@@ -44,6 +44,7 @@ RUNS = {
              THRESHOLD | X0],
     "DDPM": [{}, {"variance_type": "fixed_large", "clip_sample": False}],
     "PNDM": [SD | ONE | {"skip_prk_steps": True}, {"set_alpha_to_one": True}],
+    "LCM": [{}],
     "LMSDiscrete": [SD],
     "EulerDiscrete": [ONE, KARRAS, SD | EXPONENTIAL, ZERO | TRAILING, KARRAS | SD | MIN,
                       V | KARRAS | LEADING | CONTINUOUS],
@@ -78,6 +79,7 @@ GRIDS = {
              {"num_train_timesteps": 100, "timestep_spacing": "linspace"}],
     "DDPM": [V | THRESHOLD | TRAILING],
     "PNDM": [TRAILING | {"skip_prk_steps": True}],
+    "LCM": [{"original_inference_steps": 40}],
     "LMSDiscrete": [KARRAS | V, LEADING],
     "EulerDiscrete": [SD, TRAILING, BETA, SD | {"sigma_min": 0.1, "sigma_max": 9.0} | KARRAS,
                       V | CONTINUOUS | EXPONENTIAL, V | {"timestep_type": "continuous"}],
@@ -266,3 +268,24 @@ def test_z_images_pipeline_ends_at_zero_and_takes_a_step_less():
     scheduler.set_timesteps(N)
     sampler = from_config(json.loads(scheduler.to_json_string()), "ZImageTransformer2DModel")
     np.testing.assert_allclose(sampler.times(N), scheduler.sigmas[:-1], rtol=1e-5)
+
+
+def test_where_the_docstring_says_that_diffusers_differs_it_does(monkeypatch):
+    """A step of DDIM that ends where nobody asks; UniPC's bh1 at the data; DDPM's last noise."""
+    ddim = diffusers.DDIMScheduler(timestep_spacing="trailing")
+    ddim.set_timesteps(30)
+    steps = -np.diff(ddim.timesteps.numpy())
+    assert 1000 // 30 == 33 and set(steps) == {33, 34}  # it goes 33 from each
+
+    unipc = diffusers.UniPCMultistepScheduler(solver_type="bh1")
+    assert np.all(np.isnan(_theirs(unipc, False, monkeypatch)))
+    ours, _ = _ours(_read(unipc), False)
+    assert np.all(np.isfinite(ours))
+
+    ddpm = diffusers.DDPMScheduler(timestep_spacing="trailing", variance_type="fixed_large")
+    ddpm.set_timesteps(N)
+    last, x = ddpm.timesteps[-1], torch.zeros(1, 1, 64, 64)
+    monkeypatch.undo()
+    end = ddpm.step(x, last, x).prev_sample
+    beta = 1 - ddpm.alphas_cumprod[last]
+    assert last == 99 and float(end.std()) == pytest.approx(float(beta.sqrt()), rel=0.05)
