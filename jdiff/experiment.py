@@ -310,11 +310,13 @@ def _model(config: ml_collections.ConfigDict, info: Any) -> Any:
     known = [name for name in accepted(cls) if name != "rngs"]
     for name in arguments:
         choose(f"config.model ({cls.__name__}) field", name, known)
-    fixed = {"in_channels": info.shape[-1], "num_classes": _classes(config, info)}
-    if "image_size" in known:
-        fixed["image_size"] = info.shape[0]
+    fixed = {
+        "in_channels": info.shape[-1],
+        "num_classes": _classes(config, info),
+        "image_size": info.shape[0],
+    }
     for name, value in fixed.items():
-        if arguments.setdefault(name, value) != value:
+        if name in known and arguments.setdefault(name, value) != value:
             raise UserError(
                 f"config.model.{name}={arguments[name]} does not fit {info.name}: it has {value}."
             )

@@ -118,6 +118,7 @@ def assemble(
     build = lambda rngs: model(**built, rngs=rngs)
     apply, shapes = models.abstract(build)
     entries = tables.plan(shapes, family, built)
+    given = tables.today(given, family)
     tables.check(entries, given, family.ignored, str(where))
     place = _placement(sharding)
     axes = _flat(models.axes(build)) if callable(sharding) else {}

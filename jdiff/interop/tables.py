@@ -109,6 +109,7 @@ class Family:
       config: fields -> their config, so that build(config(fields)) gives the fields again.
       table: the rules; or (fields) -> the rules, where their numbers depend on the fields.
       ignored: tensors of theirs that we compute, as regular expressions of whole names.
+      renamed: names of older files, as (regular expression, today's), as for `re.sub`.
     """
 
     cls: str
@@ -116,6 +117,7 @@ class Family:
     config: Callable[[Mapping[str, Any]], dict[str, Any]]
     table: tuple[Rule, ...] | Callable[[Mapping[str, Any]], tuple[Rule, ...]]
     ignored: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
 
 
 class Entry(NamedTuple):
@@ -182,6 +184,16 @@ def _pattern(template: str, leaf: str, without: str | None) -> re.Pattern:
         out += re.escape(rest)
         seen.add(name)
     return re.compile(out)
+
+
+def today(given: Mapping[str, np.ndarray], family: Family) -> dict[str, np.ndarray]:
+    """A checkpoint's tensors under the names that the table knows."""
+    named = {}
+    for key, value in given.items():
+        for old, new in family.renamed:
+            key = re.sub(old, new, key)  # noqa: PLW2901
+        named[key] = value
+    return named
 
 
 def check(

@@ -130,6 +130,11 @@ def test_buffers_that_we_compute_are_passed_over(folder):
     interop.load_component(folder)
 
 
+def test_names_of_older_files_are_understood(folder, drawn):
+    rewrite(folder, lambda a: {k.replace(".q.", ".query."): v for k, v in a.items()})
+    equal(interop.load_component(folder).params, drawn)
+
+
 def test_a_class_that_is_not_known_gets_the_nearest(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"_class_name": "ToyTransfomer"}))

@@ -23,4 +23,5 @@ TOY = Family(
         Rule("out", "out", linear),
     ),
     ignored=(r"b\.\d+\.rope",),
+    renamed=((r"^b\.(\d+)\.query\.", r"b.\1.q."),),
 )

@@ -266,4 +266,11 @@ FAMILY = Family(
         Rule("out_norm", "conv_norm_out", norm),
         Rule("out_conv", "conv_out", conv),
     ),
+    # Of the first files (google/ddpm-*).
+    renamed=(
+        (r"(attentions\.\d+)\.query\.", r"\1.to_q."),
+        (r"(attentions\.\d+)\.key\.", r"\1.to_k."),
+        (r"(attentions\.\d+)\.value\.", r"\1.to_v."),
+        (r"(attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
+    ),
 )

@@ -20,6 +20,7 @@ from jdiff.interop.families import unet2d
 
 torch = peer("torch")
 diffusers = peer("diffusers")
+safetorch = peer("safetensors.torch")
 torch.set_num_threads(1)
 
 COMMON = {"block_out_channels": (8, 16), "layers_per_block": 1, "sample_size": 8}
@@ -112,3 +113,21 @@ def test_fields_make_a_config_that_makes_them_again(name):
     )
     assert model is models.UNet
     assert unet2d.FAMILY.build(unet2d.FAMILY.config(fields)) == (model, fields)
+
+
+def test_the_names_of_the_first_files_are_understood_as_there(tmp_path):
+    theirs = randomise(diffusers.UNet2DModel(**(COMMON | CONFIGS["ddpm"])))
+    theirs.save_pretrained(tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = {}
+    for key, value in safetorch.load_file(file).items():
+        for new, name in old.items():
+            key = key.replace(f".{new}.", f".{name}.")  # noqa: PLW2901
+        weights[key] = value
+    assert any(".query." in key for key in weights)
+    safetorch.save_file(weights, file)
+    again = diffusers.UNet2DModel.from_pretrained(tmp_path)
+    ours = loading.load_component(tmp_path)
+    output = again(channels_first(X), torch.tensor(T)).sample
+    assert distance(jax.jit(ours.apply)(ours.params, X, T, {}), channels_last(output)) < 1e-4
