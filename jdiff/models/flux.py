@@ -40,7 +40,8 @@ class Flux(nnx.Module):
         scalars: further numbers in `cond`, embedded like t. See `Scalars`.
         time_scale: multiplies t and the scalars ahead of their embedding.
         dtype: of the activations; parameters, norms, softmax, angles and c stay float32.
-        scan: stack the equal blocks and scan over them.
+        scan: stack the equal blocks and scan over them; `stack_blocks` with ("blocks", "singles")
+            converts weights.
         remat: which activations the backward pass recomputes, see `jdiff.models.remat`.
 
     Raises:

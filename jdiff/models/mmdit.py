@@ -44,7 +44,8 @@ class MMDiT(nnx.Module):
         scalars: further numbers in `cond`, embedded like t. See `Scalars`.
         time_scale: multiplies t (and the scalars) ahead of its embedding.
         dtype: of the activations; parameters, norms, softmax and c stay float32.
-        scan: stack the equal blocks and scan over them.
+        scan: stack the equal blocks and scan over them; `stack_blocks` with "blocks" and, if there
+            are any, "dual_blocks" converts weights.
         remat: which activations the backward pass recomputes, see `jdiff.models.remat`.
 
     Raises:

