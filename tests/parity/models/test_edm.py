@@ -18,6 +18,7 @@ safetensors = peer("safetensors.torch")
 networks = peer("edm_networks")
 torch.set_num_threads(1)
 
+QUICK = {"xla_backend_optimization_level": 0}  # compiles faster
 X = images(2, 8, 8, 3)
 T = np.asarray([-0.7, 0.4], np.float32)
 LABEL = np.asarray([1, 3])
@@ -64,7 +65,7 @@ def test_outputs_and_round_trip(cls, config, tmp_path):
     folder = save(tmp_path / "theirs", cls, config, weights)
     found = loading.load_component(folder)
     cond = {"label": LABEL} | ({"augment": AUGMENT} if cls != "EDM2" else {})
-    y = jax.jit(found.apply)(found.params, X, T, cond)
+    y = jax.jit(found.apply, compiler_options=QUICK)(found.params, X, T, cond)
     assert distance(y, channels_last(expected)) < 1e-5
     # What the file holds besides weights, buffers that the network computes, is no error.
     buffers = {"model.enc.4x4_down.conv0.resample_filter", "model.map_noise.freqs"}
