@@ -35,8 +35,8 @@ class MMDiT(nnx.Module):
         depth: number of blocks, the last of which drops the text.
         dual_depth: how many of them, the first ones, attend to the image a second time.
         qk_norm: root-mean-square norm of queries and keys, head by head.
-        image_size: side of the latents whose positions count patches by one; at another side of the
-            table the positions are scaled so that this many patches span it.
+        image_size: side in latent pixels that the table of positions spans: its coordinates run
+            from 0 to image_size / patch, however fine it is.
         positions: side of the table of positions in patches: the largest image. Smaller images use
             its middle.
         stored_positions: the table is a parameter that gets no gradient, read from a checkpoint,
