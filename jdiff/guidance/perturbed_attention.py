@@ -8,8 +8,8 @@ from jdiff.guidance.weak import Against, Weak, against, checked
 from jdiff.pytree import Array, static, struct
 
 
-def identity_map(q: Array, k: Array, v: Array) -> Array:
-    """Self-attention whose map is the identity: each token gets its own value."""
+def identity_map(q: Array, k: Array, v: Array, *, mask: Array | None = None) -> Array:
+    """Self-attention whose map is the identity: each token gets its own value, seen or not."""
     if q.shape != v.shape:
         raise UserError(
             f"the identity map needs self-attention: {q.shape[1:-2]} queries meet {v.shape[1:-2]} "

@@ -33,10 +33,12 @@ def blur(q: Array, sigma: Array | float) -> Array:
     return q
 
 
-def smoothed_attention(q: Array, k: Array, v: Array, *, sigma: Array | float) -> Array:
+def smoothed_attention(
+    q: Array, k: Array, v: Array, *, sigma: Array | float, mask: Array | None = None
+) -> Array:
     """Softmax attention with queries blurred over the grid, that is with blurred logits."""
     flat = (a.reshape(a.shape[0], -1, *a.shape[-2:]) for a in (blur(q, sigma), k, v))
-    return jax.nn.dot_product_attention(*flat).reshape(q.shape)
+    return jax.nn.dot_product_attention(*flat, mask=mask).reshape(q.shape)
 
 
 @struct
@@ -65,8 +67,9 @@ def smoothed_energy(
     """smoothed + scale (denoise - smoothed); scale = 1 is `denoise`, gamma is ours - 1.
 
     Blurring the queries flattens the energy whose gradient attention is; sigma = 0 is the model
-    itself. Queries on the axes of the attention's grid are blurred: rows and columns in the
-    networks here.
+    itself. Queries are blurred along the axes of the attention's grid: rows and columns in U-Nets
+    and DiT. Networks that join text and image in one sequence (SD3, FLUX) have no such axes, and
+    the blur runs along the sequence.
 
     Args:
       denoise: a denoiser with a network inside, on the same weights for both members.

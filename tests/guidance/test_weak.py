@@ -12,7 +12,8 @@ from closed_forms import same
 
 from jdiff import denoisers, grids, guidance, models, sample, sampling, schedules, solvers
 from jdiff.errors import UserError
-from jdiff.guidance.smoothed_energy import blur
+from jdiff.guidance.perturbed_attention import identity_map
+from jdiff.guidance.smoothed_energy import blur, smoothed_attention
 from jdiff.models.attention import dot_product
 from jdiff.predictions import parameterization
 
@@ -180,3 +181,12 @@ class Foreign:
 def test_what_cannot_be_weakened_is_refused(make, said):
     with pytest.raises(UserError, match=said):
         make()
+
+
+def test_a_mask_of_the_network_is_kept():
+    """Padding that the model does not see, its smoothed self does not see either."""
+    q, k, v = jax.random.normal(jax.random.key(2), (3, 2, 5, 2, 4))
+    mask = jnp.arange(5)[None, None, None, :] < 3
+    unblurred = smoothed_attention(q, k, v, sigma=0.0, mask=mask)
+    np.testing.assert_allclose(unblurred, dot_product(q, k, v, mask=mask), atol=1e-6)
+    assert jnp.array_equal(identity_map(q, k, v, mask=mask), v)
