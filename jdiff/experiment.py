@@ -193,6 +193,8 @@ def build(
     per_step = config.train.accumulate * jax.device_count()
     _divides("config.train.batch_size", config.train.batch_size, per_step, "devices x accumulate")
     optimizer, learning_rate = optimizers.build(config.optimizer, config.train.steps)
+    if constrained := getattr(models.BY_NAME[config.model.name], "constrained", None):
+        optimizer = constrained(optimizer)  # EDM2: every step ends with weights of unit length
     return Experiment(
         config=config,
         apply=apply,

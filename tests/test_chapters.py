@@ -13,7 +13,9 @@ DOCS = pathlib.Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"```python\n(.*?)```", re.S)
 
 
-@pytest.mark.parametrize("chapter", ["solvers.md", "training.md", "few_step.md", "models.md", "interop.md"])
+@pytest.mark.parametrize(
+    "chapter", ["solvers.md", "training.md", "few_step.md", "models.md", "interop.md"]
+)
 def test_the_code_of_a_chapter_runs(chapter):
     names = {}
     for block in BLOCK.findall((DOCS / chapter).read_text()):

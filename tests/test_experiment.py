@@ -264,6 +264,25 @@ def test_meanflow_trains_a_scanned_and_rematerialised_dit_through_its_jvp():
     assert values["grad_norm"] > 0
 
 
+def test_a_network_of_unit_weights_keeps_them_so():
+    """EDM2's: after a step every column has length 1, whatever the optimiser did."""
+    from jdiff import models
+
+    c = experiment.defaults()
+    c.model.update({"name": "edm2", "channels": 8, "multipliers": (1,), "blocks": 1})
+    c.optimizer.update({"learning_rate": 0.1, "warmup": 0})
+    exp = experiment.build(c, DIGITS)
+    _, shapes = models.abstract(exp.build)
+    random = np.random.default_rng(0)
+    params, grads = (
+        jax.tree.map(lambda s: jnp.asarray(random.normal(size=s.shape), jnp.float32), shapes)
+        for _ in range(2)
+    )
+    updates, _ = exp.optimizer.update(grads, exp.optimizer.init(params), params)
+    kernel = (params["stem"]["kernel"] + updates["stem"]["kernel"]).reshape(-1, 8)
+    np.testing.assert_allclose(jnp.square(kernel).mean(0), 1.0, atol=1e-3)
+
+
 def learning(name, **arguments):
     """A config that trains with this loss, on a schedule and network that it can serve."""
     if name in losses.FLOW_MAPS:

@@ -21,7 +21,7 @@ from jdiff.models import layers
 from jdiff.models.attention import Attention
 from jdiff.models.initializers import param, zeros
 from jdiff.models.layers import run
-from jdiff.models.magnitude import MPConv, MPLinear, mp_cat, mp_silu, mp_sum, unit
+from jdiff.models.magnitude import MPConv, MPLinear, mp_cat, mp_silu, mp_sum, normalized, unit
 from jdiff.models.remat import named
 from jdiff.models.unet import Stage
 
@@ -115,6 +115,9 @@ class EDM2(nnx.Module):
     Raises:
         ValueError: if a field is out of range or an input does not fit.
     """
+
+    #: What an optimiser of its weights becomes; training by a config applies it.
+    constrained = staticmethod(normalized)
 
     def __init__(
         self,
