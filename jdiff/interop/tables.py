@@ -139,43 +139,66 @@ def plan(
       UserError: leaves that no rule of the table names.
     """
     rules = family.table(fields or {}) if callable(family.table) else family.table
+    templates = _by_outline(rules)
     entries, orphans = [], []
     for path, shape in flat(shapes):
-        entry = _entry(path, tuple(shape.shape), rules)
+        entry = _entry(path, tuple(shape.shape), templates)
         entries.append(entry) if entry else orphans.append("/".join(path))
     if orphans:
         raise UserError(f"{family.cls}: no rule of the table names {listed(orphans)}.")
     return entries
 
 
-def _entry(path: tuple[str, ...], shape: tuple[int, ...], rules: Iterable[Rule]) -> Entry | None:
+class _Template(NamedTuple):
+    """One leaf of a rule, with the placeholder that a stack's axis replaces, or none."""
+
+    pattern: re.Pattern
+    rule: Rule
+    theirs: str
+    move: Move
+    stacked_over: str | None
+
+
+_NUMBER = re.compile(r"\{\w\}|\d+")
+
+
+def _by_outline(rules: Iterable[Rule]) -> dict[str, list[_Template]]:
+    """The rules' leaves, in order, by what their paths look like without numbers."""
+    found: dict[str, list[_Template]] = {}
     for rule in rules:
         for ours, (theirs, move) in rule.kind.leaves.items():
             for stacked_over in (None, *re.findall(r"\{(\w)\}", rule.ours)):
-                found = _pattern(rule.ours, ours, stacked_over).fullmatch("/".join(path))
-                if not found:
-                    continue
-                numbers = {name: int(n) + rule.first for name, n in found.groupdict().items()}
-                depth = 0 if stacked_over is None else shape[0]
-                layers = [{stacked_over: n + rule.first} for n in range(depth)] or [{}]
-                templates = (rule.theirs,) if isinstance(rule.theirs, str) else rule.theirs
-                keys = tuple(
-                    tuple(
-                        ".".join(filter(None, (t.format(**numbers, **n), theirs)))
-                        for t in templates
-                    )
-                    for n in layers
-                )
-                return Entry(path, shape, keys, stacked_over is not None, move)
+                path = "/".join(filter(None, (rule.ours, ours)))
+                if stacked_over is not None:
+                    path = path.replace(f"{{{stacked_over}}}/", "")
+                template = _Template(_pattern(path), rule, theirs, move, stacked_over)
+                found.setdefault(_NUMBER.sub("#", path), []).append(template)
+    return found
+
+
+def _entry(
+    path: tuple[str, ...], shape: tuple[int, ...], templates: Mapping[str, list[_Template]]
+) -> Entry | None:
+    name = "/".join(path)
+    for pattern, rule, theirs, move, stacked_over in templates.get(_NUMBER.sub("#", name), ()):
+        found = pattern.fullmatch(name)
+        if not found:
+            continue
+        numbers = {name: int(n) + rule.first for name, n in found.groupdict().items()}
+        depth = 0 if stacked_over is None else shape[0]
+        layers = [{stacked_over: n + rule.first} for n in range(depth)] or [{}]
+        parts = (rule.theirs,) if isinstance(rule.theirs, str) else rule.theirs
+        keys = tuple(
+            tuple(".".join(filter(None, (part.format(**numbers, **n), theirs))) for part in parts)
+            for n in layers
+        )
+        return Entry(path, shape, keys, stacked_over is not None, move)
     return None
 
 
 @functools.lru_cache(maxsize=4096)
-def _pattern(template: str, leaf: str, without: str | None) -> re.Pattern:
-    """Matches our paths; the placeholder `without` is left out of it."""
-    path = "/".join(filter(None, (template, leaf)))
-    if without is not None:
-        path = path.replace(f"{{{without}}}/", "")
+def _pattern(path: str) -> re.Pattern:
+    """Matches our paths; a placeholder that comes twice is one number."""
     parts = re.split(r"\{(\w)\}", path)
     seen: set[str] = set()
     out = re.escape(parts[0])

@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -59,8 +59,19 @@ def kaiming_uniform(fan_in: int, gain: float = 1.0) -> Init:
     return Init("uniform", gain * math.sqrt(3 / fan_in))
 
 
-class Unseeded(nnx.Rngs):
-    """Random streams for a module of which only the shapes are wanted: `param` draws nothing."""
+class Drawn(Exception):
+    """A module of which only the shapes are wanted asked for random numbers of its own."""
+
+
+class Unseeded:
+    """In the place of random streams where only shapes are wanted: `param` draws nothing.
+
+    Whoever else asks for a stream gets `Drawn`.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        """No stream of that name."""
+        raise AttributeError(name) if name.startswith("__") else Drawn(name)
 
 
 #: The logical name of each dimension of a parameter; None: never split over devices.
@@ -72,7 +83,9 @@ def param(rngs: nnx.Rngs, shape: Sequence[int], rule: Init, axes: Axes | None = 
     axes = (None,) * len(shape) if axes is None else tuple(axes)
     if len(axes) != len(shape):
         raise ValueError(f"axes={axes} given for a parameter of shape {tuple(shape)}")
-    if rule.distribution == "constant" or isinstance(rngs, Unseeded):
+    if isinstance(rngs, Unseeded):
+        value = np.broadcast_to(np.float32(0), tuple(shape))  # a shape that takes no memory
+    elif rule.distribution == "constant":
         value = jnp.full(shape, rule.scale, jnp.float32)
     else:
         value = rule.scale * _standard(rngs.params(), rule.distribution, tuple(shape))

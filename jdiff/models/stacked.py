@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jdiff.models.initializers import Unseeded
 from jdiff.models.layers import run
 from jdiff.pytree import PyTree
 
@@ -16,9 +17,15 @@ Change = Callable[[nnx.Module], nnx.Module]
 
 def stack(build: Callable[..., nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
     """`depth` modules of `build(rngs=...)` as one whose weights have a leading axis [depth]."""
-    blocks = nnx.vmap(lambda rngs: build(rngs=rngs))(rngs.split(depth))
+    if abstract := isinstance(rngs, Unseeded):
+        blocks = build(rngs=rngs)
+    else:
+        blocks = nnx.vmap(lambda rngs: build(rngs=rngs))(rngs.split(depth))
     blocks.stacked = depth
     for _, variable in nnx.to_flat_state(nnx.state(blocks)):
+        if abstract:
+            value = variable.get_value()
+            variable.set_value(np.broadcast_to(value, (depth, *value.shape)))
         if axes := variable.get_metadata().get("axes"):
             variable.set_metadata("axes", ("layers", *axes))
     return blocks

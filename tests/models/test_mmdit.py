@@ -106,7 +106,7 @@ def test_scanned_program_does_not_grow_with_depth():
 
 def test_positions_are_the_middle_of_the_table():
     """Token (row, column) of the middle, columns first, the unit being image_size / positions."""
-    model = small(Unseeded(0))
+    model = small(Unseeded())
     table = np.asarray(model._positions(4, 3))
     step, width = (12 // 2) / 9, 16
     for row in range(4):
@@ -120,7 +120,7 @@ def test_positions_are_the_middle_of_the_table():
 
 def test_a_stored_table_is_read_and_gets_no_gradient():
     exact, params = network(scan=True)
-    table = jnp.reshape(small(Unseeded(0))._positions(9, 9), (9, 9, 16))
+    table = jnp.reshape(small(Unseeded())._positions(9, 9), (9, 9, 16))
     stored, shapes = models.abstract(functools.partial(small, stored_positions=True, scan=True))
     assert shapes["table"].shape == table.shape
     apply = jax.jit(stored)
