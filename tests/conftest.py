@@ -5,7 +5,9 @@ off otherwise: a first run is no quicker with it, and writing thousands of progr
 jaxlib.
 """
 
+import gc
 import os
+import sys
 
 # Compilation dominates the suite: the compiler takes it easy (tests run little code; at level 0 its
 # numbers are wrong), one thread a worker since the workers share the cores.
@@ -18,3 +20,18 @@ if folder := os.environ.get("JDIFF_TEST_CACHE"):
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_num_cpu_devices", 4)
+
+# The kernel gives a process 65,530 mappings of memory, a compiled program takes a dozen, and jaxlib
+# crashes when there are no more. The whole suite compiles more programs than that.
+_MAPPINGS = 20_000
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Between two files, drops the compiled programs when they have become too many."""
+    if nextitem is None or item.path == nextitem.path or not sys.platform.startswith("linux"):
+        return
+    with open("/proc/self/maps", "rb") as maps:
+        many = sum(1 for _ in maps) > _MAPPINGS
+    if many:
+        jax.clear_caches()
+        gc.collect()
