@@ -33,7 +33,11 @@ exit codes:
   0    done
   1    something failed that is not a mistake in the command (--traceback shows where)
   2    a mistake in the command, the config or the files it names; one line on stderr says which
-  130  stopped by Ctrl-C; 143 by SIGTERM (training saves first, and the same command resumes)"""
+  65   training diverged: the loss or gradient is not finite
+  74   the disk is full or the data cannot be read; the same command resumes once that is repaired
+  75   stopped by SIGTERM, saved: the same command resumes (schedulers requeue this code)
+  76   another process of the run was lost; the same command resumes
+  130  stopped by Ctrl-C; training saves first, and the same command resumes"""
 
 TRACEBACK = "--traceback"
 
@@ -60,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if traceback_wanted:
             raise
         _say(f"error: {_one_line(error)}")
-        return 2
+        return error.code
     except Exception as error:
         if traceback_wanted:
             raise

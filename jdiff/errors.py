@@ -5,9 +5,17 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from jdiff import exits
+
 
 class UserError(ValueError):
-    """A mistake in what the user gave; the command line prints it as one line and exits with 2."""
+    """What a person can put right; the command line prints it as one line and exits with `code`.
+
+    Attributes:
+      code: 2, a mistake in what was given; a fault of the surroundings has another (jdiff.exits).
+    """
+
+    code = exits.USER
 
 
 def choose(what: str, given: str, allowed: Iterable[str]) -> str:

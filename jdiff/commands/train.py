@@ -3,8 +3,11 @@
 import argparse
 import math
 import pathlib
+import signal
 import sys
 from typing import Any
+
+from jdiff import exits
 
 SUMMARY = "train the model of a config file, evaluate it and write its report"
 DESCRIPTION = """\
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         result = train(settings, args.workdir, console)
     except Stopped as stop:
         print(stop, file=sys.stderr)
-        return 128 + stop.signal
+        return exits.INTERRUPTED if stop.signal == signal.SIGINT else exits.REQUEUE
     if math.isnan(result.loss):  # a diverged run raises; here no step was left to do
         _tell(console, f"nothing left to train: step {result.step:,} was reached before")
     else:
