@@ -14,7 +14,7 @@ import json
 import pathlib
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
@@ -25,7 +25,7 @@ from jdiff.errors import UserError
 #: `experiment.build` checks those against what the chosen function takes.
 OPEN = (
     "config.model", "config.schedule", "config.loss.arguments", "config.loss.coupling",
-    "config.loss.distribution", "config.loss.solver", "config.loss.weighting",
+    "config.loss.distribution", "config.loss.solver", "config.loss.weighting", "config.mesh.rules",
     "config.optimizer.arguments", "config.ema", "config.ema.*", "config.sampling.solver",
     "config.sampling.grid",
 )  # fmt: skip
@@ -42,7 +42,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The config of a Python file, with overrides in absl's style, locked.
 
     Args:
-      path: `configs/x.py`, or `configs/x.py:text` to call `get_config("text")`.
+      path: `configs/x.py`, or `configs/x.py:text` to call `get_config("text")`; or what `to_json`
+        wrote, such as the config.json of a run, whose config this then is.
       overrides: the words of the command line: `--config.a.b=value`, or `--config.a.b` and `value`;
         for a true-or-false field also `--config.a.b` and `--noconfig.a.b`. A value is read as the
         type that the field has: tuples as `1,2` or `(1, 2)`, a section as `{"name": "ddim"}`,
@@ -56,6 +57,27 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         for name, text in _pairs(config, list(overrides)):
             _set(config, name, text)
     return from_json(to_json(config))
+
+
+def points(path: str, name: str = "") -> list[dict[str, Any]]:
+    """What `sweep()` of a config file yields: the overrides of each point, unchecked.
+
+    Args:
+      path: as in `load`.
+      name: the sweep; `sweep_large()` for "large".
+
+    Raises:
+      UserError: no such file or function, an error in it, or a point that is not a dict.
+    """
+    file = str(path).partition(":")[0]
+    found = _call(file, f"sweep_{name}" if name else "sweep")
+    if not isinstance(found, list | tuple):
+        raise UserError(f"{file}: sweep() yields dicts like {{'seed': 1}}; it gave {found!r}.")
+    for i, point in enumerate(found):
+        if not isinstance(point, Mapping) or not all(isinstance(key, str) for key in point):
+            raise UserError(f"{file}: point {i} of sweep() is {point!r}; a dict like {{'seed': 1}} "
+                            "is needed, with names of fields.")  # fmt: skip
+    return [dict(point) for point in found]
 
 
 def to_json(config: ConfigDict) -> str:
@@ -120,8 +142,24 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _read(path: str) -> ConfigDict:
-    """Runs the file and calls its get_config."""
+    """Runs the file and calls its get_config, or reads what `to_json` wrote."""
     name, colon, argument = str(path).partition(":")
+    if name.endswith(".json") and pathlib.Path(name).is_file():
+        try:
+            return from_json(pathlib.Path(name).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"config file {name} cannot be read: {error}") from None
+    config = _call(name, "get_config", *([argument] if colon else []))
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"{name}: get_config() returned {type(config).__name__}; it must return an "
+            "ml_collections.ConfigDict."
+        )
+    return config
+
+
+def _call(name: str, function: str, *arguments: str) -> Any:
+    """Runs a Python file and calls one of its functions; what a generator yields comes as a list."""
     file = pathlib.Path(name)
     if not file.is_file():
         raise UserError(f"config file {name} does not exist.{_offer(file)}")
@@ -133,21 +171,16 @@ def _read(path: str) -> ConfigDict:
     sys.path.insert(0, str(file.parent))
     try:
         spec.loader.exec_module(module)
-        if not callable(getattr(module, "get_config", None)):
-            raise UserError(f"config file {name} has no function get_config().")
-        config = module.get_config(argument) if colon else module.get_config()
+        if not callable(getattr(module, function, None)):
+            raise UserError(f"config file {name} has no function {function}().")
+        found = getattr(module, function)(*arguments)
+        return list(found) if isinstance(found, Iterator) else found
     except UserError:
         raise
     except Exception as error:
         raise UserError(_place(file, error)) from error
     finally:
         sys.path.remove(str(file.parent))
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"{name}: get_config() returned {type(config).__name__}; it must return an "
-            "ml_collections.ConfigDict."
-        )
-    return config
 
 
 def _offer(file: pathlib.Path) -> str:

@@ -12,12 +12,15 @@ import ml_collections
 import optax
 from ml_collections import config_dict
 
-from jdiff import couplings, grids, guidance, schedules, solvers
+from jdiff import couplings, grids, guidance, parallel, schedules, solvers
 from jdiff.conditioning import drop
 from jdiff.denoisers import Network, network
 from jdiff.errors import UserError, accepted, call, choose
 from jdiff.losses.denoising import normal
 from jdiff.objective import objective
+from jdiff.parallel.layout import CONVOLUTIONAL, Layout
+from jdiff.parallel.mesh import AXES
+from jdiff.parallel.shardings import of_state
 from jdiff.predictions import Parameterization, parameterization
 from jdiff.pytree import Array, PyTree, is_concrete
 from jdiff.solvers.few_step import FlowMap
@@ -44,6 +47,14 @@ def defaults() -> ml_collections.ConfigDict:
     c.data.crop = config_dict.placeholder(str)  # "center", "random", "adm" or None
     c.data.flip = False  # mirror half of the images
     c.data.threads = 2  # that read and decode
+
+    c.mesh = ml_collections.ConfigDict()  # devices an axis; -1 for what the others leave
+    c.mesh.data = -1  # copies of the weights, each with its part of the batch
+    c.mesh.fsdp = 1  # parts of the batch, over which weights and optimiser are split too
+    c.mesh.tensor = 1  # heads and hidden units of transformers split
+    c.mesh.sequence = 1  # tokens of transformers split
+    c.mesh.attention = "ring"  # over split tokens: "ring" or "all_to_all"
+    c.mesh.rules = _open()  # axis of an array -> mesh axis, over the family's; see docs/scale.md
 
     c.model = _open(name="unet")  # jdiff.models.BY_NAME; sizes and classes come from the data
     c.schedule = _open(name="edm")  # jdiff.schedules.BY_NAME
@@ -124,12 +135,19 @@ class Experiment(NamedTuple):
     learning_rate: optax.Schedule
     averages: dict[str, ema.Average]
     null: dict[str, int]
+    layout: Layout | None
 
     def init(self, key: Array) -> PyTree:
         """Fresh parameters."""
         from jdiff import models
 
         return models.init(self.build, key)[1]
+
+    def placed(self, state: PyTree) -> PyTree:
+        """Where the leaves of `state` (the weights, or a training state) live on the mesh."""
+        from jdiff import models
+
+        return of_state(state, models.axes(self.build), self.layout)
 
     def denoiser(self, params: PyTree) -> Network:
         """The denoiser with these weights."""
@@ -170,12 +188,14 @@ class Experiment(NamedTuple):
 
 
 def build(
-    config: ml_collections.ConfigDict, info: Any, teacher: Teacher | None = None
-) -> Experiment:
+    config: ml_collections.ConfigDict, info: Any, teacher: Teacher | None = None,
+    layout: Layout | None = None,
+) -> Experiment:  # fmt: skip
     """The experiment of a config on the data that `info` (`data.Info`) describes.
 
     Args:
       teacher: what config.loss.teacher names, from `runs.teacher`; only training needs it.
+      layout: of the devices it is to run on, from `layout`; None for one.
 
     Raises:
       UserError: an unknown name or argument, a network that does not fit the data, or sizes that do
@@ -189,15 +209,16 @@ def build(
         apply, _ = models.abstract(construct)
     except ValueError as error:
         raise UserError(f"config.model does not fit the data {info.name}: {error}") from error
-    _divides("config.train.batch_size", config.train.batch_size, jax.device_count(), "devices")
-    per_step = config.train.accumulate * jax.device_count()
-    _divides("config.train.batch_size", config.train.batch_size, per_step, "devices x accumulate")
+    parts = layout.batch_parts if layout else 1
+    _divides("config.train.batch_size", config.train.batch_size, parts, "mesh.data x mesh.fsdp")
+    per_step = config.train.accumulate * parts
+    _divides("config.train.batch_size", config.train.batch_size, per_step, "x train.accumulate")
     optimizer, learning_rate = optimizers.build(config.optimizer, config.train.steps)
     if constrained := getattr(models.BY_NAME[config.model.name], "constrained", None):
         optimizer = constrained(optimizer)  # EDM2: every step ends with weights of unit length
     return Experiment(
         config=config,
-        apply=apply,
+        apply=apply.with_layout(layout),
         build=construct,
         schedule=schedule,
         parameterization=parameterization(**config.parameterization),
@@ -212,7 +233,31 @@ def build(
         learning_rate=learning_rate,
         averages=ema.build(config.ema, config.train.batch_size),
         null={"label": info.num_classes} if _classes(config, info) else {},
+        layout=layout,
     )
+
+
+def layout(config: ml_collections.ConfigDict) -> Layout:
+    """The layout of `config.mesh` on all devices.
+
+    Raises:
+      UserError: sizes that do not make the number of devices, or an axis over which the model's
+        family cannot be split.
+    """
+    from jdiff import models
+
+    c = config.mesh
+    name = choose("config.model.name", config.model.get("name"), models.BY_NAME)
+    rules = getattr(models.BY_NAME[name], "rules", CONVOLUTIONAL)
+    reached = {axis for axes in rules.values() for axis in axes}
+    for axis in AXES:
+        if c[axis] != 1 and axis not in reached:
+            raise UserError(
+                f"config.mesh.{axis}={c[axis]}: a network of the kind {name!r} is not split over "
+                f"{axis!r}; give 1, and use data and fsdp."
+            )
+    mesh = parallel.make({axis: c[axis] for axis in AXES})
+    return parallel.layout.layout(mesh, rules, c.rules)
 
 
 def check(exp: Experiment, info: Any) -> None:

@@ -70,27 +70,24 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
     frozen = teacher = None
     if config.loss.teacher is not None:
         frozen, teacher = runs.teacher(config.loss.teacher, info)
-    exp = experiment.build(config, info, teacher)
+    layout = experiment.layout(config)
+    exp = experiment.build(config, info, teacher, layout)
     experiment.check(exp, info)
     experiment.sampler(config, exp.denoiser(None), exp.null)  # its errors now, not in an hour
     feed = batches(
         source, config.train.batch_size, seed=config.seed, train=True, flip=config.data.flip,
         crop=config.data.crop, size=config.data.size, threads=config.data.threads,
+        rows=layout.rows(config.train.batch_size),
     )  # fmt: skip
     runs.claim(workdir, config)
     enable_cache(config.compile_cache)
 
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    whole, split = steps.shardings(mesh)
     key_init, key_train, key_sample = jax.random.split(jax.random.key(config.seed), 3)
-    params = exp.init(key_init)
-    if config.train.start is not None:
-        params = runs.weights(config.train.start, params)
-    state = steps.start(params, key_train, exp.optimizer, exp.averages, frozen)
-    state = jax.device_put(state, whole)
+    state, placed = _begin(exp, key_init, key_train, frozen)
     step_fn = steps.compile_step(
-        steps.make_step(exp.loss, exp.optimizer, exp.averages, config.train.accumulate), mesh
-    )
+        steps.make_step(exp.loss, exp.optimizer, exp.averages, config.train.accumulate),
+        placed, layout,
+    )  # fmt: skip
     known = runs.read_description(workdir)
     before = known.get("wall_seconds", 0.0)
     described = {
@@ -119,7 +116,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
             for step in range(done + 1, config.train.steps + 1):
                 batch = next(feed)
                 ids = batch.pop("id")
-                state, values = step_fn(state, jax.device_put(batch, split))
+                state, values = step_fn(state, layout.put(batch, config.train.batch_size))
                 watch.add(step, ids, values)
                 due = _due(config.train, step, asked)
                 if due.log:
@@ -136,6 +133,28 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
                         _write_samples(workdir, metrics, step, draw(state))
             saved.wait()
     return Result(int(state.step), watch.loss, watch.rate, before + time.time() - started)
+
+
+def _begin(
+    exp: experiment.Experiment, key_init: Array, key_train: Array, frozen: PyTree
+) -> tuple[steps.State, PyTree]:
+    """(the state before the first step, where its leaves live).
+
+    What is split over devices is drawn where it is to live, and never whole anywhere.
+    """
+    start = lambda params, frozen: steps.start(
+        params, key_train, exp.optimizer, exp.averages, frozen
+    )
+    drawn = lambda key, frozen: start(exp.init(key), frozen)
+    placed = exp.placed(jax.eval_shape(drawn, key_init, frozen))
+    split = any(not where.is_fully_replicated for where in jax.tree.leaves(placed))
+    if exp.config.train.start is not None:
+        like = jax.eval_shape(exp.init, key_init)
+        params = runs.weights(exp.config.train.start, like)
+        return jax.jit(start, out_shardings=placed)(params, frozen), placed
+    if split:
+        return jax.jit(drawn, out_shardings=placed)(key_init, frozen), placed
+    return jax.device_put(drawn(key_init, frozen), placed), placed  # without a large program
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,7 @@ def batches(
     resample: str = "bicubic",
     shard_index: int | None = None,
     shard_count: int | None = None,
+    rows: Sequence[int] | None = None,
     threads: int = 2,
     prefetch: int = 8,
 ) -> Batches:
@@ -101,6 +102,7 @@ def batches(
       size: resize to this height and width (or side of the crop); None keeps the source's.
       resample: filter of the resize: `box`, `bilinear`, `hamming`, `bicubic`, `lanczos`.
       shard_index, shard_count: this process and their number; by default JAX's.
+      rows: instead of these, the rows of a global batch that this process gets, in rising order.
       threads, prefetch: decoding threads, and batches made ahead. `threads=0` works on demand.
 
     `id` is the position in `source`: `source[id]` is the untransformed example. A source without
@@ -109,11 +111,13 @@ def batches(
     Raises:
       UserError: an argument out of range, or images that cannot be batched without crop or size.
     """
-    index, count = _shard(shard_index, shard_count)
+    index, count = _shard(shard_index, shard_count) if rows is None else (0, 1)
     if batch_size < 1 or batch_size % count:
         raise UserError(
             f"batch_size {batch_size} must be a positive multiple of the {count} processes"
         )
+    if rows is None:
+        rows = np.arange(batch_size).reshape(count, -1)[index]
     if not 0 <= seed < 2**63:
         raise UserError(f"seed {seed} must lie in [0, 2**63)")
     if size is not None and size < 1:
@@ -128,7 +132,7 @@ def batches(
     stream = _Stream(
         source=source,
         batch_size=batch_size,
-        share=range(index * (batch_size // count), (index + 1) * (batch_size // count)),
+        share=np.asarray(rows),
         seed=seed,
         train=train,
         flip=flip and train,
@@ -166,7 +170,7 @@ class _Stream:
 
     source: Source
     batch_size: int
-    share: range  # rows of a global batch that are this process's
+    share: np.ndarray  # rows of a global batch that are this process's
     seed: int
     train: bool
     flip: bool
@@ -191,7 +195,7 @@ class _Stream:
         return sys.maxsize if self.train else -(-len(self.source) // self.batch_size)
 
     def __getitem__(self, k: int) -> Batch:
-        positions = np.arange(self.share.start, self.share.stop) + k * self.batch_size
+        positions = self.share + k * self.batch_size
         if self.train:
             ids = order(len(self.source), self.seed, positions)
         else:

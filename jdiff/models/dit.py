@@ -20,6 +20,7 @@ from jdiff.models.initializers import normal, param, zeros
 from jdiff.models.layers import LayerNorm, layer_norm, run
 from jdiff.models.remat import named
 from jdiff.models.scalars import Scalars
+from jdiff.parallel.layout import TRANSFORMER
 
 
 class DiT(nnx.Module):
@@ -47,6 +48,8 @@ class DiT(nnx.Module):
     Raises:
         ValueError: if a field is out of range or an input does not fit.
     """
+
+    rules = TRANSFORMER  # how it is split over devices
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from flax import nnx
 from jdiff.models import initializers, replace
 from jdiff.models.attention import Attention, Kernel, named_kernel
 from jdiff.models.layers import ResidualBlock
+from jdiff.parallel.layout import Layout, constrain, within
 
 Params = dict[str, Any]
 Build = Callable[[nnx.Rngs], nnx.Module]
@@ -36,6 +37,7 @@ class Apply:
     graphdef: nnx.GraphDef
     paths: tuple[tuple, ...]  # of every parameter, with the module's own (partly integer) keys
     edits: tuple[replace.Edit, ...] = ()  # modules replaced, see `jdiff.models.replace`
+    layout: Layout | None = None  # how activations are split over devices
 
     def __call__(
         self,
@@ -47,7 +49,14 @@ class Apply:
     ) -> jax.Array:
         """Run the network with these weights."""
         model = replace.edit_modules(self.merge(params), self.edits)
-        return model(x, t, {} if cond is None else cond, key=key)
+        with within(self.layout):
+            x = constrain(x, "batch", *(None,) * (x.ndim - 1))
+            out = model(x, t, {} if cond is None else cond, key=key)
+            return constrain(out, "batch", *(None,) * (out.ndim - 1))
+
+    def with_layout(self, layout: Layout | None) -> "Apply":
+        """The network, on the same params, with its activations split over a mesh as laid out."""
+        return dataclasses.replace(self, layout=layout)
 
     def with_attention(self, kernel: Kernel | str, where: str = ".*") -> "Apply":
         """The network, on the same params, with another kernel in the attention layers `where`.
@@ -78,7 +87,7 @@ class Apply:
 
     @functools.cached_property
     def _hash(self) -> int:
-        return hash((self.graphdef, self.paths, self.edits))
+        return hash((self.graphdef, self.paths, self.edits, self.layout))
 
     def __hash__(self) -> int:
         return self._hash  # jit hashes its static arguments at every call
@@ -88,7 +97,7 @@ class Apply:
             return True
         if not isinstance(other, Apply) or hash(self) != hash(other):
             return False
-        mine, others = ((a.paths, a.edits, a.graphdef) for a in (self, other))
+        mine, others = ((a.paths, a.edits, a.layout, a.graphdef) for a in (self, other))
         return mine == others
 
     def __repr__(self) -> str:

@@ -20,6 +20,7 @@ from jdiff.models.initializers import param, zeros
 from jdiff.models.joint import QKV, JointBlock, Stream
 from jdiff.models.layers import layer_norm, run
 from jdiff.models.remat import named
+from jdiff.parallel.layout import TRANSFORMER
 
 
 class MMDiT(nnx.Module):
@@ -51,6 +52,8 @@ class MMDiT(nnx.Module):
     Raises:
         ValueError: if a field is out of range or an input does not fit.
     """
+
+    rules = TRANSFORMER  # how it is split over devices
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jdiff.parallel.layout import Layout
 from jdiff.pytree import Array, PyTree, struct
 from jdiff.training import ema
 
@@ -107,17 +108,17 @@ def make_step(
     return step
 
 
-def compile_step(step: Step, mesh: jax.sharding.Mesh | None = None) -> Any:
-    """`step` jitted: the state donated and replicated, the batch split over the mesh's devices."""
-    if mesh is None:
+def compile_step(step: Step, placed: PyTree = None, layout: Layout | None = None) -> Any:
+    """`step` jitted, the state donated.
+
+    Args:
+      placed: where each leaf of the state lives, before the step and after it, from
+        `parallel.of_state`; None on one device.
+      layout: how the batch is split.
+    """
+    if layout is None:
         return jax.jit(step, donate_argnums=0)
-    whole, split = shardings(mesh)
     return jax.jit(
-        step, donate_argnums=0, in_shardings=(whole, split), out_shardings=(whole, whole)
-    )
-
-
-def shardings(mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
-    """(replicated, split along the batch) on a mesh with the axis "data"."""
-    P = jax.sharding.PartitionSpec
-    return jax.NamedSharding(mesh, P()), jax.NamedSharding(mesh, P("data"))
+        step, donate_argnums=0, in_shardings=(placed, layout.batch),
+        out_shardings=(placed, layout.whole),
+    )  # fmt: skip

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from jdiff import parallel
 from jdiff.training import ema, step
 
 AVERAGES = {"slow": ema.constant(decay=0.9), "wide": ema.power(0.1)}
@@ -74,19 +75,18 @@ def test_the_first_step_that_is_not_finite_is_remembered(bad):
 
 def test_the_step_compiles_once_and_gives_its_input_up():
     optimizer = optax.adam(0.1)
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    whole, split = step.shardings(mesh)
+    layout = parallel.layout.layout(parallel.make({"data": 4}))
     traces = []
 
     def counted(params, key, batch, state):
         traces.append(1)
         return loss(params, key, batch, state)
 
-    run = step.compile_step(step.make_step(counted, optimizer, AVERAGES), mesh)
-    state = jax.device_put(fresh(optimizer), whole)
+    run = step.compile_step(step.make_step(counted, optimizer, AVERAGES), layout.whole, layout)
+    state = jax.device_put(fresh(optimizer), layout.whole)
     before = state.params["w"]
     for _ in range(3):
-        state, _ = run(state, jax.device_put(data(), split))
+        state, _ = run(state, layout.put(data(), 8))
     assert len(traces) == 1
     assert before.is_deleted()
 
@@ -95,13 +95,12 @@ def test_four_devices_take_the_step_of_one():
     optimizer = optax.adam(0.1)
     function = step.make_step(loss, optimizer, AVERAGES)
     alone = fresh(optimizer)
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    whole, split = step.shardings(mesh)
-    together = jax.device_put(fresh(optimizer), whole)
-    one, four = step.compile_step(function), step.compile_step(function, mesh)
+    layout = parallel.layout.layout(parallel.make({"data": 4}))
+    together = jax.device_put(fresh(optimizer), layout.whole)
+    one, four = step.compile_step(function), step.compile_step(function, layout.whole, layout)
     for _ in range(5):
         alone, a = one(alone, data())
-        together, b = four(together, jax.device_put(data(), split))
+        together, b = four(together, layout.put(data(), 8))
     np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
     np.testing.assert_allclose(alone.params["w"], together.params["w"], rtol=1e-5)
 

@@ -1,0 +1,1 @@
+"""Starting runs: the points of sweeps, on this machine and on others."""

@@ -1,0 +1,73 @@
+"""Where each array of a training state lives: a pure function of shapes, names and a layout."""
+
+import math
+from typing import Any
+
+import jax
+
+from jdiff.parallel.layout import Layout
+from jdiff.pytree import PyTree
+
+P = jax.sharding.PartitionSpec
+#: Smaller arrays stay whole: gathering them costs more than they weigh.
+SMALL = 2**12
+
+
+def of_state(state: PyTree, axes: PyTree, layout: Layout) -> PyTree:
+    """The sharding of every leaf of `state`: parameters by their axes, what mirrors them alike.
+
+    A leaf mirrors the parameter whose path its own ends with, if the shapes agree: averages and
+    the moments of an optimiser do. What mirrors none (a teacher's weights, factored moments) is
+    split over "fsdp" along its largest dimension.
+
+    Args:
+      state: arrays or `jax.ShapeDtypeStruct`s; the weights alone, or all of `training.step.State`.
+      axes: names of the parameters' axes, from `models.axes`.
+    """
+    named = {
+        _keys(path): names
+        for path, names in jax.tree_util.tree_leaves_with_path(axes, is_leaf=_is_names)
+    }
+
+    def place(path: tuple, leaf: Any) -> jax.NamedSharding:
+        keys = _keys(path)
+        for start in range(len(keys)):
+            names = named.get(keys[start:])
+            if names is not None and len(names) == len(leaf.shape):
+                return of_array(leaf.shape, names, layout)
+        return of_array(leaf.shape, (None,) * len(leaf.shape), layout)
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def of_array(
+    shape: tuple[int, ...], names: tuple[str | None, ...], layout: Layout
+) -> jax.NamedSharding:
+    """Split as the layout's rules say and, if they leave "fsdp" free, along the largest dimension.
+
+    The dimension "layers" of stacked blocks is never split: a scan would fetch each one from
+    wherever it lies.
+    """
+    fsdp = layout.mesh.shape["fsdp"]
+    if math.prod(shape) < SMALL:
+        return layout.whole
+    spec = layout.spec(names, shape)
+    entries = [*spec, *(None,) * (len(shape) - len(spec))]
+    if fsdp > 1 and "fsdp" not in jax.tree.leaves(tuple(entries)):
+        free = [
+            d for d, size in enumerate(shape)
+            if entries[d] is None and names[d] != "layers" and size % fsdp == 0
+        ]  # fmt: skip
+        if free:
+            entries[max(free, key=lambda d: shape[d])] = "fsdp"
+    while entries and entries[-1] is None:
+        entries.pop()
+    return jax.NamedSharding(layout.mesh, P(*entries))
+
+
+def _keys(path: tuple) -> tuple[str, ...]:
+    return tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, tuple)
