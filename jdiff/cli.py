@@ -41,6 +41,9 @@ exit codes:
 
 TRACEBACK = "--traceback"
 
+# The commands that read a config file; overrides of its fields are theirs.
+_TAKE_CONFIG = ("train", "sweep", "plan", "launch")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code (see EPILOG); `argv` is without the program."""
@@ -83,12 +86,12 @@ def _run(words: list[str]) -> int:
     if args.command is None:
         parser.print_help()
         return 0
-    if args.command == "train":
+    if args.command in _TAKE_CONFIG:
         args.overrides = overrides
     elif overrides:
         raise UserError(
-            f"{overrides[0]}: only `jdiff train` takes config fields; `jdiff {args.command} --help`"
-            " lists what this command takes."
+            f"{overrides[0]}: `jdiff {args.command}` takes no config fields, as `jdiff train` does;"
+            f" `jdiff {args.command} --help` lists what it takes."
         )
     return args.run(args)
 

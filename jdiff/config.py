@@ -159,7 +159,7 @@ def _read(path: str) -> ConfigDict:
 
 
 def _call(name: str, function: str, *arguments: str) -> Any:
-    """Runs a Python file and calls one of its functions; what a generator yields comes as a list."""
+    """Runs a Python file and calls one of its functions; what a generator yields, as a list."""
     file = pathlib.Path(name)
     if not file.is_file():
         raise UserError(f"config file {name} does not exist.{_offer(file)}")

@@ -173,11 +173,34 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
+        _refuse_sweep(pathlib.Path(workdir))
         raise UserError(f"{workdir} is not a run directory (no config.json); train writes one.")
     try:
         return completed(from_json(path.read_text()), experiment.defaults())
     except ValueError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _refuse_sweep(workdir: pathlib.Path) -> None:
+    """Says of a sweep's folder which of its points are runs."""
+    if not (workdir / "sweep.json").is_file():
+        return
+    points = sorted(p.parent.name for p in workdir.glob("*/config.json"))
+    shown = ", ".join(points[:8]) + (f" and {len(points) - 8} more" if len(points) > 8 else "")
+    name = points[0] if points else "NAME"
+    raise UserError(
+        f"{workdir} is a sweep; name one of its points, as --workdir={workdir / name}. "
+        f"Those that have begun: {shown or 'none'}."
+    )
+
+
+def unlike(before: ml_collections.ConfigDict, now: ml_collections.ConfigDict) -> list[str]:
+    """The differences, a line each, that keep a run of the one config from going on with the other.
+
+    Fields that `before` lacks, being of an earlier version, count as their defaults.
+    """
+    before = completed(before, experiment.defaults())
+    return [line for line in differences(before, now) if not line.startswith(_MAY_CHANGE)]
 
 
 def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
@@ -190,9 +213,7 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a directory.")
     if path.exists():
-        other = read_config(workdir)
-        differ = [d for d in differences(other, config) if not d.startswith(_MAY_CHANGE)]
-        if differ:
+        if differ := unlike(read_config(workdir), config):
             more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
             raise UserError(
                 f"{workdir} belongs to another config: {'; '.join(differ[:3])}{more}. "

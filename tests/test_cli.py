@@ -57,7 +57,7 @@ def one_line(capsys, code: int, *words: str) -> str:
         (["sample", "--workdir=x", "--interval=3,-3"], "the first number must be the smaller"),
         (["sample", "--workdir=x", "--interval=3"], "two numbers are needed"),
         (["sample", "--workdir=x", "--solver_args=eta"], "name=number is needed, as eta=0.5"),
-        (["sample", "--workdir=x", "--config.seed=1"], "only `jdiff train` takes config fields"),
+        (["sample", "--workdir=x", "--config.seed=1"], "`jdiff sample` takes no config fields"),
         (["sample", "--workdir=nowhere"], "nowhere is not a run directory"),
         (["evaluate", "--workdir=nowhere"], "nowhere is not a run directory"),
         (["report", "--workdir=nowhere"], "nowhere does not exist"),

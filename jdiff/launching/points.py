@@ -1,4 +1,4 @@
-"""Points of a sweep: overrides of a config, made as products, checked, and named by what differs."""
+"""Points of a sweep: overrides of a config, made as products, checked, named by what differs."""
 
 import dataclasses
 import itertools
@@ -211,7 +211,8 @@ def _check(path: str, given: Sequence[Overrides], made: Sequence[ConfigDict]) ->
                 infos[data] = experiment.prepared(source.info, one.data)
             if tree not in built and one.loss.teacher is None:
                 built.add(tree)
-                experiment.build(one, infos[data])
+                made_of = experiment.build(one, infos[data])
+                experiment.sampler(one, made_of.denoiser(None), made_of.null)
         except UserError as error:
             raise UserError(
                 f"{path}: point {i} of sweep() ({describe(overrides)}): {error}"
