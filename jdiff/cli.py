@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from jdiff import commands
-from jdiff.errors import UserError, choose
+from jdiff.errors import UserError, choose, told
 
 DESCRIPTION = """\
 Diffusion and flow models in JAX: train, sample, evaluate and report.
@@ -53,27 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(words)
     except SystemExit as stop:  # argparse, after --help or --version
         return int(stop.code or 0)
-    except KeyboardInterrupt:
-        if traceback_wanted:
-            raise
-        _say("interrupted.")
-        return 130
     except (
         BrokenPipeError
     ):  # the reader of our output has gone, as in `jdiff prepare --list | head`
         sys.stderr.close()
         return 1
-    except UserError as error:
+    except (KeyboardInterrupt, Exception) as error:
         if traceback_wanted:
             raise
-        _say(f"error: {_one_line(error)}")
-        return error.code
-    except Exception as error:
-        if traceback_wanted:
-            raise
-        _say(f"error: {type(error).__name__}: {_one_line(error)}")
-        _say(f"       This should not happen. The same command with {TRACEBACK} shows where.")
-        return 1
+        text, code = told(error)
+        print(text, file=sys.stderr)
+        return code
 
 
 def _run(words: list[str]) -> int:
@@ -188,14 +178,6 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str):
         width = min(shutil.get_terminal_size().columns, 100)
         super().__init__(prog, max_help_position=28, width=width)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,19 @@ class UserError(ValueError):
     code = exits.USER
 
 
+def told(error: BaseException) -> tuple[str, int]:
+    """What the command line says of an error, and the exit code that goes with it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted.", exits.INTERRUPTED
+    if isinstance(error, UserError):
+        return f"error: {text}", error.code
+    return (
+        f"error: {type(error).__name__}: {text}\n"
+        "       This should not happen. The same command with --traceback shows where."
+    ), exits.FAILED
+
+
 def choose(what: str, given: str, allowed: Iterable[str]) -> str:
     """Returns `given` if it is allowed, else raises a `UserError` that offers the nearest name.
 
