@@ -15,6 +15,7 @@ import ml_collections
 
 from jdiff import experiment, runs
 from jdiff.errors import UserError
+from jdiff.parallel import hosts
 from jdiff.pytree import Array, PyTree
 from jdiff.sampling import sample
 from jdiff.training import checkpoints, logs
@@ -47,6 +48,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
     """Trains the experiment of `config` in `workdir`, or resumes it where it was cut off.
 
     A resumed run continues bit for bit: weights, optimiser, averages, randomness and data order.
+    Of many processes (`parallel.hosts`) each reads its rows of a batch; the first writes and tells.
 
     Args:
       config: see `experiment.defaults`.
@@ -63,7 +65,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
     from jdiff.data.pipeline import batches
 
     started = time.time()
-    workdir = pathlib.Path(workdir)
+    workdir, line = pathlib.Path(workdir), hosts.line()
     _check(config.train)
     source = sources.source(config.data.name, config.data.train_split, config.data.data_dir)
     info = experiment.prepared(source.info, config.data)
@@ -79,7 +81,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
         crop=config.data.crop, size=config.data.size, threads=config.data.threads,
         rows=layout.rows(config.train.batch_size),
     )  # fmt: skip
-    runs.claim(workdir, config)
+    if line.first:
+        runs.claim(workdir, config)
     enable_cache(config.compile_cache)
 
     key_init, key_train, key_sample = jax.random.split(jax.random.key(config.seed), 3)
@@ -88,16 +91,18 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
         steps.make_step(exp.loss, exp.optimizer, exp.averages, config.train.accumulate),
         placed, layout,
     )  # fmt: skip
-    known = runs.read_description(workdir)
+    known = runs.read_description(workdir) if line.first else {}
     before = known.get("wall_seconds", 0.0)
     described = {
         "name": config.name, "versions": runs.versions(), "argv": sys.argv[1:],
         "parameters": models.count(state.params), "cpu_count": os.cpu_count(),
         "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
+        "processes": line.count,
         "started": known.get("started", started), "state": "running",
         "data": dataclasses.asdict(info),
     }  # fmt: skip
-    runs.describe(workdir, **described)
+    if line.first:
+        runs.describe(workdir, **described)
 
     with checkpoints.opened(workdir, config.train.keep) as saved, _signals() as asked:
         if saved.latest is not None:
@@ -108,8 +113,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
         done = int(state.step)
         draw = _drawer(exp, config, key_sample, info)
         with (
-            logs.opened_metrics(workdir, done, before) as metrics,
-            _outcome(workdir, before, started),
+            logs.opened_metrics(workdir, done, before, write=line.first) as metrics,
+            _outcome(workdir, before, started) if line.first else contextlib.nullcontext(),
             logs.progress(console, config.train.steps, done) as tell,
         ):
             watch = _Watch(exp, metrics, saved, config.train.batch_size, done)
@@ -118,19 +123,22 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
                 ids = batch.pop("id")
                 state, values = step_fn(state, layout.put(batch, config.train.batch_size))
                 watch.add(step, ids, values)
-                due = _due(config.train, step, asked)
+                stop = line.agreed(step, asked[0] if asked else None)
+                due = _due(config.train, step, stop)
                 if due.log:
                     watch.look(step)
                     tell(step, f"loss {watch.loss:.4f}  {watch.rate:,.0f} images/s")
                 if due.save:
                     watch.look(step)  # nothing that is not finite is saved
                     saved.save(state, checkpoints.as_json(feed.get_state()), step)
-                if asked:
+                if stop:
                     saved.wait()
-                    raise Stopped(step, asked[0])
+                    raise Stopped(step, stop)
                 if due.samples:
                     with watch.paused():
-                        _write_samples(workdir, metrics, step, draw(state))
+                        images = hosts.fetched(draw(state))
+                        if line.first:
+                            _write_samples(workdir, metrics, step, images)
             saved.wait()
     return Result(int(state.step), watch.loss, watch.rate, before + time.time() - started)
 
@@ -148,6 +156,7 @@ def _begin(
     drawn = lambda key, frozen: start(exp.init(key), frozen)
     placed = exp.placed(jax.eval_shape(drawn, key_init, frozen))
     split = any(not where.is_fully_replicated for where in jax.tree.leaves(placed))
+    split |= jax.process_count() > 1
     if exp.config.train.start is not None:
         like = jax.eval_shape(exp.init, key_init)
         params = runs.weights(exp.config.train.start, like)
@@ -180,12 +189,12 @@ class _Due(NamedTuple):
     samples: bool
 
 
-def _due(t: Any, step: int, asked: list[int]) -> _Due:
-    """By `config.train`; the last step, and a request to stop, are occasions too."""
+def _due(t: Any, step: int, stop: int | None) -> _Due:
+    """By `config.train`; the last step, and a signal to stop, are occasions too."""
     last = step == t.steps
     return _Due(
         log=last or step % t.log_every == 0,
-        save=last or bool(asked) or step % t.checkpoint_every == 0,
+        save=last or bool(stop) or step % t.checkpoint_every == 0,
         samples=last or step % t.sample_every == 0,
     )
 
@@ -273,12 +282,12 @@ def _drawer(exp: experiment.Experiment, config: Any, key: Array, info: Any) -> A
     return draw
 
 
-def _write_samples(workdir: pathlib.Path, metrics: logs.Metrics, step: int, images: Array) -> None:
+def _write_samples(workdir: pathlib.Path, metrics: logs.Metrics, step: int, images: Any) -> None:
     from jdiff import pictures
 
     folder = workdir / "samples"
     folder.mkdir(exist_ok=True)
-    picture = pictures.grid(jax.device_get(images), columns=8)
+    picture = pictures.grid(images, columns=8)
     pictures.save(folder / f"step_{step:08d}.png", picture)
     metrics.picture(step, "samples", picture)
 

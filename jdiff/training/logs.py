@@ -28,13 +28,29 @@ class Metrics:
         self._events.add_image(name, image, step, dataformats="HWC")
 
 
+class Silent:
+    """Metrics that are not written: those of all processes but the first."""
+
+    def write(self, step: int, values: dict[str, float], kind: str = "train") -> None:
+        """Nothing."""
+
+    def picture(self, step: int, name: str, image: Any) -> None:
+        """Nothing."""
+
+
 @contextlib.contextmanager
-def opened_metrics(workdir: pathlib.Path, step: int, before: float = 0.0) -> Iterator[Metrics]:
+def opened_metrics(
+    workdir: pathlib.Path, step: int, before: float = 0.0, *, write: bool = True
+) -> Iterator[Metrics | Silent]:
     """Metrics that continue after `step`: lines of later steps, of a run that was cut off, go.
 
     Args:
       before: seconds that earlier sessions of the run took.
+      write: False for a process that is not to write.
     """
+    if not write:
+        yield Silent()
+        return
     from tensorboardX import SummaryWriter
 
     path = workdir / "metrics.jsonl"
