@@ -10,6 +10,7 @@ data set of a first try.
 import ml_collections
 
 from jdiff.experiment import defaults
+from jdiff.launching.points import product
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -33,3 +34,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.sampling.guidance.scale = 1.5
     c.evaluation.features = "classifier"
     return c
+
+
+def sweep() -> list[dict]:
+    """Three learning rates with three seeds each, for `jdiff sweep`."""
+    return product({"optimizer.learning_rate": (1e-3, 2e-3, 4e-3), "seed": range(3)})

@@ -144,6 +144,8 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _read(path: str) -> ConfigDict:
     """Runs the file and calls its get_config, or reads what `to_json` wrote."""
     name, colon, argument = str(path).partition(":")
+    if pathlib.Path(path).is_file():
+        name, colon = str(path), ""  # a path may hold a colon itself
     if name.endswith(".json") and pathlib.Path(name).is_file():
         try:
             return from_json(pathlib.Path(name).read_text())

@@ -7,7 +7,7 @@ ground floor, and say where the results lie. Heavy imports happen inside run.
 
 from types import ModuleType
 
-from jdiff.commands import evaluate, prepare, report, sample, train
+from jdiff.commands import evaluate, jobs, launch, prepare, report, sample, sweep, train
 
 #: Commands by name, in the order of the help.
 ALL: dict[str, ModuleType] = {
@@ -15,5 +15,8 @@ ALL: dict[str, ModuleType] = {
     "sample": sample,
     "evaluate": evaluate,
     "report": report,
+    "sweep": sweep,
+    "launch": launch,
+    "jobs": jobs,
     "prepare": prepare,
 }

@@ -135,10 +135,10 @@ def alive(folder: pathlib.Path, name: str, note: Note, queue: Mapping[str, str] 
     Args:
       queue: the scheduler's, {job: state}; None where there is none to ask.
     """
+    if note.job and queue is not None:
+        return note.job in queue  # where it may be once more, after it has ended
     if note.ended is not None:
         return False
-    if note.job and queue is not None:
-        return note.job in queue
     if note.pid is None:
         return True
     if note.host == socket.gethostname():

@@ -37,6 +37,7 @@ class Sweep:
       steps: {name: training steps when finished}.
       evaluate: whether a point is finished only when it is evaluated.
       source: the config file, as it was given.
+      command: the words of the last `jdiff sweep` in it.
     """
 
     folder: pathlib.Path
@@ -45,6 +46,7 @@ class Sweep:
     steps: dict[str, int]
     evaluate: bool
     source: str
+    command: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +102,7 @@ def read(folder: str | pathlib.Path) -> Sweep:
             steps={row["name"]: row["steps"] for row in rows},
             evaluate=tree["evaluate"],
             source=tree["config"],
+            command=tuple(tree.get("command", ())),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); move it away.") from None
@@ -141,24 +144,35 @@ def check(folder: pathlib.Path, points: Sequence[Point]) -> None:
 
 
 def claim(
-    folder: pathlib.Path, source: str, points: Sequence[Point], *, evaluate: bool = True
-) -> Sweep:
+    folder: pathlib.Path, source: str, points: Sequence[Point], *, evaluate: bool = True,
+    command: Sequence[str] = (),
+) -> Sweep:  # fmt: skip
     """Makes a folder that of these points, or adds them to it; see `check`."""
     check(folder, points)
     try:
         (folder / "points").mkdir(parents=True, exist_ok=True)
-        overrides = known(folder) | {point.name: point.overrides for point in points}
-        steps = read(folder).steps if is_sweep(folder) else {}
+        sweep = dataclasses.replace(
+            planned(folder, source, points), evaluate=evaluate, command=tuple(command)
+        )
         for point in points:
             replace_text(_config_of(folder, point.name), configs.to_json(point.config) + "\n")
-            steps[point.name] = point.config.train.steps
-        sweep = Sweep(
-            folder, overrides, tuple(point.name for point in points), steps, evaluate, source
-        )
         write(sweep, look(sweep))
     except OSError as error:
         raise UserError(f"--workdir={folder} cannot be written: {error.strerror}.") from error
     return sweep
+
+
+def planned(folder: pathlib.Path, source: str, points: Sequence[Point]) -> Sweep:
+    """The sweep that `claim` would make; nothing is written."""
+    before = read(folder) if is_sweep(folder) else Sweep(folder, {}, (), {}, True, source)
+    return Sweep(
+        folder=folder,
+        points=before.points | {point.name: point.overrides for point in points},
+        current=tuple(point.name for point in points),
+        steps=before.steps | {point.name: point.config.train.steps for point in points},
+        evaluate=before.evaluate,
+        source=source,
+    )
 
 
 def write(sweep: Sweep, states: Mapping[str, Status]) -> None:
@@ -168,7 +182,8 @@ def write(sweep: Sweep, states: Mapping[str, Status]) -> None:
          "current": name in sweep.current, "overrides": overrides}
         for name, overrides in sweep.points.items()
     ]  # fmt: skip
-    tree = {"config": sweep.source, "evaluate": sweep.evaluate, "points": rows}
+    tree = {"config": sweep.source, "command": sweep.command, "evaluate": sweep.evaluate,
+            "points": rows}  # fmt: skip
     replace_text(sweep.folder / FILE, json.dumps(tree, indent=2) + "\n")
 
 
@@ -205,14 +220,18 @@ def status(sweep: Sweep, name: str, queue: Mapping[str, str] | None = None) -> S
         rate=last.get("images_per_s"), seconds=max(times) or None,
         attempt=note.number if note else 0, where=_where(note),
     )  # fmt: skip
+    finished = dataclasses.replace(seen, state="finished")
+    failed = note is not None and note.code is not None and note.code != exits.OK
+    complete = trained and (measured or not sweep.evaluate) and not failed
+    if complete and (note is None or note.ended is not None):
+        return finished
     if note is not None and attempts.alive(sweep.folder, name, note, queue):
-        if note.pid is None:
+        if note.pid is None or (queue or {}).get(note.job or "") == "PENDING":
             return dataclasses.replace(seen, state="queued")
-        begun = folder.is_dir() and last.get("step", 0) > 0
-        doing = "evaluating" if trained else "training" if begun else "starting"
+        doing = "evaluating" if trained else "training" if last.get("step") else "starting"
         return dataclasses.replace(seen, state="running", doing=doing)
-    if trained and (measured or not sweep.evaluate):
-        return dataclasses.replace(seen, state="finished")
+    if complete:
+        return finished
     state = described.get("state")
     if note is not None and note.code is not None:
         state = "stopped" if note.code in _STOPPED else "failed"

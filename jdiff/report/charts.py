@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from jdiff.report.figures import short
 
 _MAX_POINTS = 600  # drawn for a line; more is not seen
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 10, 28
+#: Room around the area of a chart.
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 10, 28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +48,11 @@ def line_chart(
         if log
         else linear_ticks(0 if zero else min(ys), max(ys), cover=True)
     )
-    to_x = _scale(start, max(xs), _LEFT, width - _RIGHT, log=False)
+    to_x = scale(start, max(xs), LEFT, width - RIGHT, log=False)
     low, high = min([*y_ticks, *ys]), max([*y_ticks, *ys])
-    to_y = _scale(low, high, height - _BOTTOM, _TOP, log=log)
+    to_y = scale(low, high, height - BOTTOM, TOP, log=log)
 
-    parts = []
-    for y in y_ticks:
-        at = to_y(y)
-        parts.append(
-            f'<line class="rule" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-            f'<text class="tick" x="{_LEFT - 8}" y="{at:.1f}" dy="0.34em" text-anchor="end">'
-            f"{short(y)}</text>"
-        )
-    for x in x_ticks:
-        parts.append(
-            f'<text class="tick" x="{to_x(x):.1f}" y="{height - 8}" text-anchor="middle">'
-            f"{short(x)}</text>"
-        )
+    parts = axes(to_x, x_ticks, to_y, y_ticks, width, height)
     for line in lines:
         points = [(to_x(x), to_y(y)) for x, y in thin(line.xs, line.ys)]
         if len(points) == 1:
@@ -131,7 +120,28 @@ def log_ticks(low: float, high: float) -> list[float]:
     return linear_ticks(low, high)
 
 
-def _scale(low: float, high: float, start: float, end: float, log: bool) -> Callable:
+def axes(
+    to_x: Callable, x_ticks: Sequence[float], to_y: Callable, y_ticks: Sequence[float],
+    width: int, height: int,
+) -> list[str]:  # fmt: skip
+    """A line across for each tick of y, and the numbers of both axes, as SVG elements."""
+    parts = []
+    for y in y_ticks:
+        at = to_y(y)
+        parts.append(
+            f'<line class="rule" x1="{LEFT}" x2="{width - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+            f'<text class="tick" x="{LEFT - 8}" y="{at:.1f}" dy="0.34em" text-anchor="end">'
+            f"{short(y)}</text>"
+        )
+    for x in x_ticks:
+        parts.append(
+            f'<text class="tick" x="{to_x(x):.1f}" y="{height - 8}" text-anchor="middle">'
+            f"{short(x)}</text>"
+        )
+    return parts
+
+
+def scale(low: float, high: float, start: float, end: float, log: bool) -> Callable:
     """The map of [low, high] to [start, end]; one value lies in the middle."""
     if not high > low:
         return lambda value: (start + end) / 2
