@@ -7,7 +7,7 @@ are left out, as in the papers; so is nothing of a scan, which XLA's own count t
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ PEAKS: Mapping[str, float] = {
 #: Calls into compiled code that no jaxpr describes.
 OPAQUE = ("ffi_call", "custom_call", "triton_kernel_call", "pure_callback", "io_callback")
 OPAQUE += ("dot_product_attention", "ragged_dot", "scaled_matmul")
+_ON_HOST = ("pure_callback", "io_callback")
 
 
 def flops(function: Callable[..., Any], *args: Any) -> int:
@@ -43,7 +44,7 @@ def flops(function: Callable[..., Any], *args: Any) -> int:
         UserError: if there are products in a `while` loop, whose length is not known, or if there
             is a kernel that the compiler does not see into.
     """
-    return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+    return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr, _Part())
 
 
 def training_flops(apply: Callable[..., jax.Array], params: Any, *inputs: Any) -> int:
@@ -66,6 +67,19 @@ def training_flops(apply: Callable[..., jax.Array], params: Any, *inputs: Any) -
     return flops(jax.value_and_grad(value), params, inputs)
 
 
+def step_flops(jaxpr: Jaxpr) -> int:
+    """Operations of the gradient in the jaxpr of a training step, `step_fn.trace(...).jaxpr.jaxpr`.
+
+    The same count as `training_flops` of the loss, without tracing anything again: jit keeps the
+    trace for the call that follows. Every network that the loss calls counts, and each micro-batch.
+    The optimiser does not, nor does what remat computes a second time; callbacks run on the host.
+
+    Raises:
+        UserError: as `flops`.
+    """
+    return _of_jaxpr(jaxpr, _Part(gradient=False))
+
+
 def mfu(flops_per_step: float, seconds: float, peak: float | str, *, devices: int = 1) -> float:
     """The fraction of the peak rate that a step uses (model FLOPs utilisation).
 
@@ -83,24 +97,50 @@ def mfu(flops_per_step: float, seconds: float, peak: float | str, *, devices: in
     return flops_per_step / (seconds * rate * devices)
 
 
-def _of_jaxpr(jaxpr: Jaxpr) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+class _Part(NamedTuple):
+    """Which equations count: all, or what a step differentiates.
+
+    jax marks the equations of `value_and_grad` with "jvp" in their name stack, and those that remat
+    adds to the backward pass with "rematted_computation".
+    """
+
+    gradient: bool | None = None  # whether the equations are inside of it; None: all count
+
+    def of(self, equation: Any) -> "_Part":
+        if self.gradient is False and "jvp" in str(equation.source_info.name_stack):
+            return _Part(gradient=True)
+        return self
+
+    def leaves_out(self, equation: Any) -> bool:
+        if self.gradient is None:
+            return False
+        again = "rematted_computation" in str(equation.source_info.name_stack)
+        return again or equation.primitive.name in _ON_HOST
 
 
-def _of_equation(equation: Any) -> int:
+def _of_jaxpr(jaxpr: Jaxpr, part: _Part) -> int:
+    return sum(
+        _of_equation(equation, part.of(equation))
+        for equation in jaxpr.eqns
+        if not part.leaves_out(equation)
+    )
+
+
+def _of_equation(equation: Any, part: _Part) -> int:
     name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
+    counts = part.gradient is not False
+    if name == "dot_general" and counts:
         (contracted, _), _ = params["dimension_numbers"]
         lhs = equation.invars[0].aval.shape
         return 2 * equation.outvars[0].aval.size * math.prod(lhs[d] for d in contracted)
-    if name == "conv_general_dilated":
+    if name == "conv_general_dilated" and counts:
         return _of_convolution(equation)
-    if name.startswith(OPAQUE):
+    if name.startswith(OPAQUE) and counts:
         raise UserError(
             f"flops: {name} is a kernel that the compiler does not see into. "
             "Count the network with a plain one: apply.with_attention(attention.dot_product)."
         )
-    inner = [_of_jaxpr(jaxpr) for jaxpr in _jaxprs(params)]
+    inner = [_of_jaxpr(jaxpr, part) for jaxpr in _jaxprs(params)]
     if name == "while" and any(inner):
         raise UserError("flops: a while loop of unknown length holds products. Write it as a scan.")
     if name == "cond":
