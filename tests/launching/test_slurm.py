@@ -1,0 +1,234 @@
+"""Batch scripts on a real SLURM: what is requeued and what is not; a training of two processes."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jdiff import exits
+from jdiff.errors import UserError
+from jdiff.launching import jobs, programs, slurm
+from jdiff.launching.task import Task
+
+# In place of the training: says which start this is, and ends as MODE and the start ask.
+STAND_IN = """\
+#!/usr/bin/env bash
+echo "task $SLURM_PROCID of $SLURM_NTASKS, start ${SLURM_RESTART_COUNT:-0}"
+case $MODE-${SLURM_RESTART_COUNT:-0} in
+  saved-0 | saved-1) exit 75 ;;
+  mistake-*) exit 2 ;;
+  crash-*) exit 1 ;;
+  wait-0)
+    trap 'echo "task $SLURM_PROCID saves"; exit 75' TERM
+    touch "ready-$SLURM_PROCID"
+    while :; do sleep 0.2; done ;;
+esac
+"""
+
+
+@pytest.fixture
+def start(slurm, tmp_path, monkeypatch):
+    """start(mode, retries) submits a job of two nodes; it is cancelled when the test ends."""
+    program = tmp_path / "stand-in"
+    program.write_text(STAND_IN)
+    program.chmod(0o755)
+    started = []
+
+    def submit(mode, retries=0):
+        monkeypatch.setenv("MODE", mode)
+        what = Task("stand-in", str(tmp_path / "run"), "{}", cwd=str(tmp_path),
+                    python=str(program), retries=retries)  # fmt: skip
+        options = module.Options(nodes=2, time="10", cpus_per_task=1)
+        plan = module.plan(what, options, tmp_path / "launch" / mode)
+        started.append(module.submit(plan, "stand-in", what.workdir))
+        return started[-1]
+
+    yield submit
+    for job in started:
+        programs.call(["scancel", job.id])
+
+
+module = slurm  # the fixture of this name hides it in tests
+
+
+def until(condition, seconds=120.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.3)
+    return pytest.fail(f"waited {seconds} s in vain")
+
+
+def ended(job):
+    return until(lambda: (s := module.standing(job)).state not in jobs.GOES_ON and s)
+
+
+def starts(job):
+    """The starts that task 0 had, by the log."""
+    found = re.findall(r"^task 0 of 2, start (\d)$", module.tail(job, 1000), re.M)
+    return [int(start) for start in found]
+
+
+def test_a_run_that_saved_starts_again_however_often_and_a_mistake_and_a_crash_do_not(start):
+    saved, mistake, crash = start("saved"), start("mistake", 3), start("crash", 1)
+    # Code 2 would come again: not repeated although three retries are left.
+    assert ended(mistake) == ("failed", "SLURM: FAILED exit code 2")
+    assert starts(mistake) == [0]
+    # Code 1 costs a retry, and there was one.
+    assert ended(crash) == ("failed", "SLURM: FAILED exit code 1 restarted 1x")
+    assert starts(crash) == [0, 1]
+    # Code 75 costs none: it went on twice without any.
+    assert ended(saved) == ("finished", "SLURM: COMPLETED restarted 2x")
+    assert starts(saved) == [0, 1, 2]
+    assert "task 1 of 2, start 2" in module.tail(saved, 1000)  # both nodes, one log
+
+
+def test_sigterm_reaches_the_tasks_and_the_job_is_queued_again(start, tmp_path):
+    job = start("wait")
+    until(lambda: (tmp_path / "ready-0").exists() and (tmp_path / "ready-1").exists())
+    assert module.standing(job).state == "running"
+    # As SLURM itself does --notice seconds before the time limit: to the tasks, not to the script.
+    programs.call(["scancel", "--signal=TERM", job.id])
+    assert ended(job) == ("finished", "SLURM: COMPLETED restarted 1x")
+    assert starts(job) == [0, 1] and "task 0 saves" in module.tail(job, 1000)
+
+
+def test_a_cancelled_job_saves_and_is_not_queued_again(start, tmp_path):
+    job = start("wait")
+    until(lambda: (tmp_path / "ready-0").exists() and (tmp_path / "ready-1").exists())
+    assert "save first" in module.cancel(job)
+    assert ended(job) == ("stopped", "SLURM: FAILED exit code 75")
+    assert starts(job) == [0] and "task 0 saves" in module.tail(job, 1000)
+
+
+def test_two_processes_train_on_two_nodes(slurm, tmp_path):
+    workdir = tmp_path / "run"
+    small = {
+        "model.channels": 8, "model.multipliers": "1,", "model.blocks": 1, "train.batch_size": 8,
+        "train.steps": 6, "train.log_every": 2, "train.checkpoint_every": 3,
+        "train.sample_every": 1000, "optimizer.warmup": 1,
+    }  # fmt: skip
+    words = [sys.executable, "-m", "jdiff.cli", "launch", "--platform=slurm", "--nodes=2",
+             "--config=configs/digits.py", f"--workdir={workdir}", "--no-evaluate", "--time=20",
+             *(f"--config.{name}={value}" for name, value in small.items())]  # fmt: skip
+    simulated = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}  # on each node
+    done = subprocess.run(words, env=os.environ | simulated, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (job,) = jobs.find(str(workdir))
+    try:
+        stand = until(lambda: (s := module.standing(job)).state not in jobs.GOES_ON and s, 600)
+    finally:
+        programs.call(["scancel", job.id])
+    assert stand.state == "finished", module.tail(job, 40)
+    described = json.loads((workdir / "run.json").read_text())
+    assert described["state"] == "finished"
+    assert len(described["devices"]) == 4  # of both
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]  # one host wrote them
+    shown = subprocess.run(
+        [sys.executable, "-m", "jdiff.cli", "jobs", f"--workdir={workdir}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert f"finished   slurm {job.id} (run)" in shown.stdout
+    assert "step 6 of 6" in shown.stdout and "trained 6 steps" in shown.stdout
+    assert shown.returncode == 0
+
+
+# What needs no SLURM.
+
+LAUNCH = pathlib.Path("/shared/run/launch/name-1")
+
+
+def script(**options):
+    what = Task("name", "/shared/run", "{}", cwd="/code", python="python", setup=("module load a",))
+    options = {"nodes": 4, "time": "1-00:00:00", **options}
+    return module.script(what, module.Options(**options), folder=LAUNCH)
+
+
+def test_the_script_says_what_was_asked_and_nothing_else():
+    text = script(gpus_per_node=8, partition="gpu", cpus_per_task=12, sbatch=("--exclusive",))
+    asked = dict(re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", text, re.M))
+    assert asked == {
+        "job-name": "name", "nodes": "4", "ntasks-per-node": "1", "gpus-per-node": "8",
+        "cpus-per-task": "12", "time": "1-00:00:00", "partition": "gpu",
+        "output": "/shared/run/launch/name-1/%j.log", "open-mode": "append",
+        "signal": "TERM@300", "requeue": "", "exclusive": "",
+    }  # fmt: skip
+    assert text.index("cd /code") < text.index("module load a") < text.index("\nsrun ")
+    assert "--cpus-per-task=12 python -m jdiff.cli train" in text
+    assert "account" not in script()
+    checked = subprocess.run(["bash", "-n"], input=text, text=True)
+    assert checked.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "text, limit",
+    [("30", 1800), ("5:30", 330), ("1:00:00", 3600), ("2-0", 172800), ("1-2:30", 95400),
+     ("1-00:00:01", 86401)],
+)  # fmt: skip
+def test_time_limits_are_read_as_sbatch_reads_them(text, limit):
+    assert module.seconds(text) == limit
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"time": "4"}, "--time=4 is 240 s, and --notice=300"),
+        ({"time": "soon"}, "HH:MM:SS"),
+        ({"gpus_per_node": 8, "tasks_per_node": 3}, "--tasks_per_node=3 with --gpus=8"),
+        ({"sbatch": ("--signal=USR1@10",)}, "set by the launcher"),
+        ({"sbatch": ("exclusive",)}, "long options"),
+        ({"nodes": 0}, "--nodes=0"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, says, tmp_path):
+    with pytest.raises(UserError, match=re.escape(says)):
+        module.plan(Task("a", "/a", "{}"), module.Options(**options), tmp_path)
+
+
+def test_a_work_directory_that_other_nodes_may_not_see_gets_a_warning(tmp_path):
+    from jdiff.launching.task import visible
+
+    mounts = "/dev/sda / ext4 rw 0 0\nhome:/x /home nfs4 rw 0 0\ntmpfs /home/tmp tmpfs rw 0 0\n"
+    assert visible("/home/me/run", 2, mounts) == ()
+    assert visible("/data/run", 1, mounts) == ()
+    assert "lies on ext4" in visible("/data/run", 2, mounts)[0]
+    assert "lies on tmpfs" in visible("/home/tmp/run", 2, mounts)[0]
+
+
+@pytest.mark.parametrize(
+    "said, stand",
+    [
+        ("COMPLETED|00:10:00|0:0|n1", ("finished", "exit code 0")),
+        ("CANCELLED by 1000|00:01:00|0:15|n[1-2]", ("cancelled", "on n[1-2]")),
+        ("TIMEOUT|00:01:00|0:0|n1", ("failed", "TIMEOUT after 00:01:00")),
+        ("FAILED|00:01:00|75:0|n1", ("stopped", "exit code 75")),
+        ("", ("unknown", "no longer knows")),
+    ],
+)  # fmt: skip
+def test_accounts_are_read_when_the_controller_has_forgotten(said, stand):
+    found = module.read_account(said)
+    assert found.state == stand[0] and stand[1] in found.detail
+
+
+def test_exit_codes_and_shell_agree_on_what_starts_again(tmp_path):
+    from jdiff.launching.task import again, shell_again
+
+    what = Task("a", "/a", "{}", retries=2)
+    for codes in ([75] * 5, [0], [2], [65], [130], [1, 76, 137], [1, 75, 1, 1, 1], [74, 74, 74]):
+        counter = tmp_path / "failures"
+        counter.unlink(missing_ok=True)
+        failures = 0
+        for code in codes:
+            failures = 0 if code == exits.REQUEUE else failures + 1
+            text = f"{shell_again(what, str(counter))}\nagain {code}"
+            said = subprocess.run(["bash", "-c", text]).returncode == 0
+            assert said == again(code, failures, what.retries), (codes, code)
+    assert signal.SIGTERM == 15  # the number that SLURM's TERM stands for
