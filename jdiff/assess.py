@@ -16,6 +16,7 @@ import numpy as np
 
 from jdiff import generate, runs
 from jdiff.errors import UserError, choose
+from jdiff.parallel import hosts
 from jdiff.training.logs import replace_text
 
 #: The file in the run directory.
@@ -48,6 +49,8 @@ def assess(
     metrics: Iterable[str] | None = None, console: Any = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measures a run and writes evaluation.json; returns what it holds.
+
+    Of many processes each computes the features of a part of the images; the first writes.
 
     Samples are drawn with the labels in turn, so that the classes are balanced. They, as many real
     images (all, if there are fewer), and as many of noise are compared with the reference: the
@@ -101,8 +104,8 @@ def assess(
             compared = evaluate(
                 drawing.around(_draw(run, num, seed, batch, sampling, tell)),
                 _batches(run, real[reference], tell, f"{reference} images"),
-                features=extract or judge.features, metrics=wanted, seed=seed,
-                probabilities=judge and judge.probabilities,
+                features=_divided(extract or judge.features), metrics=wanted, seed=seed,
+                probabilities=judge and hosts.divided(judge.probabilities),
                 training=_batches(run, floor, tell, f"{other} images"),
             )  # fmt: skip
         except ValueError as error:
@@ -120,7 +123,8 @@ def assess(
         "metrics": _rows(compared["metrics"]),
         "classifier": judged,
     }  # fmt: skip
-    _write(run, result)
+    if hosts.line().first:
+        _write(run, result)
     return result
 
 
@@ -237,7 +241,18 @@ def _classifier(run: runs.Run, train: Any, seed: int) -> Any:
     path = run.workdir / CLASSIFIER
     parts = list(_batches(run, _part(train, _TAUGHT, seed), lambda *_: None))
     images, labels = (np.concatenate(column) for column in zip(*parts))
-    return classifier.train(images, labels, num_classes=run.info.num_classes, path=path)
+    with hosts.first_before_others("classifier"):  # who reads what it has written
+        return classifier.train(images, labels, num_classes=run.info.num_classes, path=path)
+
+
+def _divided(extract: Any) -> Any:
+    """The extractor, each process computing its part of every batch."""
+    count = hosts.line().count
+    if count == 1 or extract.name == "pixels":  # which are there already
+        return extract
+    return dataclasses.replace(
+        extract, function=hosts.divided(extract), batch=extract.batch * count
+    )
 
 
 def _judged(

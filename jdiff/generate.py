@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jdiff import runs
+from jdiff.parallel import hosts
 
 
 def images(
@@ -15,7 +16,8 @@ def images(
 ) -> Iterator[np.ndarray]:  # fmt: skip
     """Draws `num` images, a batch at a time: uint8 `[B, H, W, C]`. Errors come at the call.
 
-    Image i depends on the seed, i and labels[i] alone.
+    Image i depends on the seed, i and labels[i] alone. Of many processes all have to call, and each
+    gets all images.
 
     Args:
       run: from `runs.load_run`.
@@ -48,7 +50,7 @@ def images(
 def _on_host(part: Any) -> np.ndarray:
     from jdiff.evaluation.features import to_uint8
 
-    return np.asarray(to_uint8(part))
+    return hosts.fetched(to_uint8(part))
 
 
 def in_turn(labels: list[int], num: int) -> np.ndarray:

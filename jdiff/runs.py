@@ -17,6 +17,7 @@ import ml_collections
 from jdiff import experiment
 from jdiff.config import completed, differences, from_json, to_json
 from jdiff.errors import UserError, choose
+from jdiff.parallel import hosts
 from jdiff.pytree import Array, PyTree
 from jdiff.training import checkpoints
 from jdiff.training.logs import replace_text
@@ -24,7 +25,8 @@ from jdiff.training.logs import replace_text
 # What may change when a run is taken up again: how long it goes on and what it tells.
 _MAY_CHANGE = (
     "train.steps", "train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep",
-    "sampling.", "evaluation.", "mesh.", "compile_cache", "data.data_dir", "data.threads",
+    "sampling.", "evaluation.", "mesh.", "compile_cache", "cache_dir",
+    "data.data_dir", "data.threads", "data.timeout",
 )  # fmt: skip
 
 
@@ -79,6 +81,7 @@ def load_run(
     info = Info(**{k: tuple(v) if isinstance(v, list) else v for k, v in described["data"].items()})
     exp = experiment.build(config, info)
     _, like = models.abstract(exp.build)
+    like = hosts.everywhere(like)
     with checkpoints.opened(workdir, write=False) as saved:
         restored = saved.restore_average(like, ema, step)
     denoiser = exp.denoiser(restored.state)

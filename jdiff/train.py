@@ -4,35 +4,28 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 
-from jdiff import experiment, runs
+from jdiff import cache, ending, exits, experiment, runs
 from jdiff.errors import UserError
 from jdiff.parallel import hosts
 from jdiff.pytree import Array, PyTree
 from jdiff.sampling import sample
-from jdiff.training import checkpoints, logs
+from jdiff.training import checkpoints, logs, stop
 from jdiff.training import step as steps
-
-
-class Stopped(Exception):
-    """Training was asked to stop and has saved; `signal` is what asked."""
-
-    def __init__(self, step: int, signum: int):
-        self.step, self.signal = step, signum
-        name = signal.Signals(signum).name
-        super().__init__(f"stopped by {name} at step {step}, saved; the same command resumes.")
+from jdiff.training.stop import Stopped
 
 
 class Diverged(UserError):
     """The loss or the gradient is not finite."""
+
+    code = exits.DIVERGED
 
 
 class Result(NamedTuple):
@@ -58,16 +51,24 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
     Raises:
       UserError: the config, data or directory do not fit.
       Diverged: a loss or gradient is not finite; names the step, the batch and the last checkpoint.
-      Stopped: SIGTERM or Ctrl-C; everything is saved.
+      Unreadable: the data cannot be read, or does not come; the steps until then are saved.
+      NotSaved: `workdir` cannot be written any more, a full disk for example.
+      Damaged: there are checkpoints, and none of them is whole.
+      Stopped: SIGTERM, SIGUSR1 or Ctrl-C; everything is saved.
     """
+    with stop.listening() as asked:
+        return _train(config, workdir, console, asked)
+
+
+def _train(config: Any, workdir: str | pathlib.Path, console: Any, asked: list[int]) -> Result:
     from jdiff import models
-    from jdiff.data import sources
+    from jdiff.data import patience
     from jdiff.data.pipeline import batches
 
     started = time.time()
     workdir, line = pathlib.Path(workdir), hosts.line()
     _check(config.train)
-    source = sources.source(config.data.name, config.data.train_split, config.data.data_dir)
+    source = patience.readable(config.data.name, config.data.train_split, config.data.data_dir)
     info = experiment.prepared(source.info, config.data)
     frozen = teacher = None
     if config.loss.teacher is not None:
@@ -83,19 +84,19 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
     )  # fmt: skip
     if line.first:
         runs.claim(workdir, config)
-    enable_cache(config.compile_cache)
+    cache.enable(config.compile_cache, config.cache_dir)
 
     key_init, key_train, key_sample = jax.random.split(jax.random.key(config.seed), 3)
-    state, placed = _begin(exp, key_init, key_train, frozen)
+    begin, like = _beginning(exp, key_init, key_train, frozen)
     step_fn = steps.compile_step(
         steps.make_step(exp.loss, exp.optimizer, exp.averages, config.train.accumulate),
-        placed, layout,
+        jax.tree.map(lambda leaf: leaf.sharding, like), layout,
     )  # fmt: skip
     known = runs.read_description(workdir) if line.first else {}
     before = known.get("wall_seconds", 0.0)
     described = {
         "name": config.name, "versions": runs.versions(), "argv": sys.argv[1:],
-        "parameters": models.count(state.params), "cpu_count": os.cpu_count(),
+        "parameters": models.count(like.params), "cpu_count": os.cpu_count(),
         "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
         "processes": line.count,
         "started": known.get("started", started), "state": "running",
@@ -104,36 +105,51 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
     if line.first:
         runs.describe(workdir, **described)
 
-    with checkpoints.opened(workdir, config.train.keep) as saved, _signals() as asked:
+    with (
+        checkpoints.opened(workdir, config.train.keep, tell=_teller(console)) as saved,
+        patience.patient(feed, source, config.data.timeout) as feed,
+    ):
         if saved.latest is not None:
-            restored = saved.restore(state)
+            restored = saved.restore(like)
             state = restored.state
             feed.set_state(restored.data)
             console.print(f"resuming {workdir} after step {restored.step}")
+        else:
+            state = begin()
         done = int(state.step)
+        if asked and line.count == 1:  # before there is anything to save
+            raise Stopped(done, asked[0])
         draw = _drawer(exp, config, key_sample, info)
         with (
             logs.opened_metrics(workdir, done, before, write=line.first) as metrics,
-            _outcome(workdir, before, started) if line.first else contextlib.nullcontext(),
+            ending.noted(workdir, saved, before, started, write=line.first),
             logs.progress(console, config.train.steps, done) as tell,
         ):
             watch = _Watch(exp, metrics, saved, config.train.batch_size, done)
             for step in range(done + 1, config.train.steps + 1):
-                batch = next(feed)
+                try:
+                    batch = next(feed)
+                except patience.Unreadable as error:
+                    if line.count > 1 or step == done + 1:
+                        raise
+                    watch.look(step - 1)
+                    saved.save(state, checkpoints.as_json(feed.get_state()), step - 1)
+                    saved.wait()
+                    raise error.saved_at(step - 1) from error
                 ids = batch.pop("id")
                 state, values = step_fn(state, layout.put(batch, config.train.batch_size))
                 watch.add(step, ids, values)
-                stop = line.agreed(step, asked[0] if asked else None)
-                due = _due(config.train, step, stop)
+                signum = line.agreed(step, asked[0] if asked else None)
+                due = _due(config.train, step, signum)
                 if due.log:
                     watch.look(step)
                     tell(step, f"loss {watch.loss:.4f}  {watch.rate:,.0f} images/s")
                 if due.save:
                     watch.look(step)  # nothing that is not finite is saved
                     saved.save(state, checkpoints.as_json(feed.get_state()), step)
-                if stop:
+                if signum:
                     saved.wait()
-                    raise Stopped(step, stop)
+                    raise Stopped(step, signum)
                 if due.samples:
                     with watch.paused():
                         images = hosts.fetched(draw(state))
@@ -143,42 +159,34 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
     return Result(int(state.step), watch.loss, watch.rate, before + time.time() - started)
 
 
-def _begin(
+def _beginning(
     exp: experiment.Experiment, key_init: Array, key_train: Array, frozen: PyTree
-) -> tuple[steps.State, PyTree]:
-    """(the state before the first step, where its leaves live).
+) -> tuple[Callable[[], steps.State], steps.State]:
+    """(draws the state before the first step, its shapes and where they live).
 
     What is split over devices is drawn where it is to live, and never whole anywhere.
     """
+    frozen = jax.device_get(frozen)  # the program puts it where it is to live
     start = lambda params, frozen: steps.start(
         params, key_train, exp.optimizer, exp.averages, frozen
     )
     drawn = lambda key, frozen: start(exp.init(key), frozen)
-    placed = exp.placed(jax.eval_shape(drawn, key_init, frozen))
+    shapes = jax.eval_shape(drawn, key_init, frozen)
+    placed = exp.placed(shapes)
     split = any(not where.is_fully_replicated for where in jax.tree.leaves(placed))
     split |= jax.process_count() > 1
-    if exp.config.train.start is not None:
-        like = jax.eval_shape(exp.init, key_init)
-        params = runs.weights(exp.config.train.start, like)
-        return jax.jit(start, out_shardings=placed)(params, frozen), placed
-    if split:
-        return jax.jit(drawn, out_shardings=placed)(key_init, frozen), placed
-    return jax.device_put(drawn(key_init, frozen), placed), placed  # without a large program
 
+    def begin() -> steps.State:
+        if exp.config.train.start is not None:
+            like = jax.eval_shape(exp.init, key_init)
+            params = jax.device_get(runs.weights(exp.config.train.start, like))
+            return jax.jit(start, out_shardings=placed)(params, frozen)
+        if split:
+            return jax.jit(drawn, out_shardings=placed)(key_init, frozen)
+        return jax.device_put(drawn(key_init, frozen), placed)  # without a large program
 
-@contextlib.contextmanager
-def _outcome(workdir: pathlib.Path, before: float, started: float) -> Iterator[None]:
-    """Notes in run.json how training ended, and how long the run has taken so far."""
-    state = "failed"
-    try:
-        yield
-        state = "finished"
-    except Stopped:
-        state = "stopped"
-        raise
-    finally:
-        seconds = before + time.time() - started
-        runs.describe(workdir, state=state, wall_seconds=round(seconds, 2))
+    at = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+    return begin, jax.tree.map(at, shapes, placed)
 
 
 class _Due(NamedTuple):
@@ -189,12 +197,12 @@ class _Due(NamedTuple):
     samples: bool
 
 
-def _due(t: Any, step: int, stop: int | None) -> _Due:
+def _due(t: Any, step: int, signum: int | None) -> _Due:
     """By `config.train`; the last step, and a signal to stop, are occasions too."""
     last = step == t.steps
     return _Due(
         log=last or step % t.log_every == 0,
-        save=last or bool(stop) or step % t.checkpoint_every == 0,
+        save=last or bool(signum) or step % t.checkpoint_every == 0,
         samples=last or step % t.sample_every == 0,
     )
 
@@ -292,35 +300,8 @@ def _write_samples(workdir: pathlib.Path, metrics: logs.Metrics, step: int, imag
     metrics.picture(step, "samples", picture)
 
 
-def enable_cache(wanted: bool) -> None:
-    """Keeps compiled programs in the cache folder, so that the next start is quick."""
-    if not wanted or jax.config.jax_compilation_cache_dir:
-        return
-    from jdiff.data.prepare.packages import cache_root
-
-    jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and the first Ctrl-C, for the loop to act on; a second Ctrl-C interrupts."""
-    asked: list[int] = []
-
-    def note(signum: int, frame: Any) -> None:
-        if asked and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(signum)
-
-    try:
-        before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not in the main thread: whoever runs us handles signals
-        before = {}
-    try:
-        yield asked
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+def _teller(console: Any) -> Callable[[str], None]:
+    return lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _diverged(step: int, ids: Any, saved: checkpoints.Checkpoints) -> str:

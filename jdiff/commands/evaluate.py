@@ -1,7 +1,9 @@
 """jdiff evaluate: measures a run's samples against real images."""
 
 import argparse
+from typing import Any
 
+from jdiff.commands.many import add_hosts, joined
 from jdiff.commands.options import add_sampling, add_workdir, choices, whole
 
 SUMMARY = "measure a run's samples against held-out images"
@@ -43,15 +45,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     what.add_argument("--metrics", metavar="LIST", help="names joined by commas, see below")
     add_sampling(parser)
+    add_hosts(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures, writes evaluation.json, and prints the table."""
-    from rich.console import Console
+    with joined(args) as console:
+        return _run(args, console)
 
+
+def _run(args: argparse.Namespace, console: Any) -> int:
     from jdiff import assess, runs
 
-    console = Console()
     config = runs.read_config(args.workdir)
     chosen = choices(args, config)
     metrics = args.metrics and [part.strip() for part in args.metrics.split(",")]

@@ -68,7 +68,7 @@ def joined(args: argparse.Namespace) -> Iterator[Any]:
 
 
 def _own_words() -> None:
-    """Leaves stdout to Python alone: jax's collectives on CPU tell there, from C++, whom they met."""
+    """Leaves stdout to Python: jax's collectives on CPU tell there, from C++, whom they met."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

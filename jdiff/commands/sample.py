@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from jdiff.commands import labels, options
+from jdiff.commands.many import add_hosts, joined
 from jdiff.commands.options import add_sampling, add_workdir, output, whole
 
 SUMMARY = "draw images from a run, as a PNG grid and as .npz"
@@ -62,15 +63,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     what.add_argument("--captions", action="store_true", help="write each image's class below it")
     add_sampling(parser)
+    add_hosts(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Draws, writes, and says where the files are."""
-    from rich.console import Console
+    with joined(args) as console:
+        return _run(args, console)
 
+
+def _run(args: argparse.Namespace, console: Any) -> int:
     from jdiff import generate, pictures, runs
+    from jdiff.parallel import hosts
 
-    console = Console()
     config = runs.read_config(args.workdir)
     out = output(args.out or args.workdir / "samples.png", "--out", ".png")
     npz = output(args.npz, "--npz", ".npz") if args.npz else None
@@ -89,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
         console=console,
     )  # fmt: skip
 
+    if not hosts.line().first:
+        return 0
     columns = args.columns or (len(wanted) if wanted and 2 <= len(wanted) <= 20 else None)
     captions = None
     if args.captions and wanted:

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from jdiff import exits
+from jdiff.commands.many import add_hosts, joined
 
 SUMMARY = "train the model of a config file, evaluate it and write its report"
 DESCRIPTION = """\
@@ -19,7 +20,9 @@ Any field of the config can be overridden: --config.train.batch_size=64, --confi
 section as JSON, --config.sampling.solver='{"name": "ddim", "eta": 0.5}'.
 
 The same command on the same directory resumes where training stopped, bit for bit. Ctrl-C and
-SIGTERM save first. A directory that belongs to another config is left alone."""
+SIGTERM save first. A directory that belongs to another config is left alone.
+
+On many hosts, start the same command once a host; see "many hosts" below."""
 EXAMPLES = """\
 examples:
   jdiff train --config=configs/digits.py --workdir=runs/digits
@@ -49,21 +52,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-evaluate", action="store_true", help="only train; the report has no evaluation then"
     )
+    add_hosts(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains, evaluates, reports."""
-    from rich.console import Console
+    with joined(args) as console:
+        return _run(args, console)
 
+
+def _run(args: argparse.Namespace, console: Any) -> int:
     from jdiff import assess, config, report, runs
+    from jdiff.parallel import hosts
     from jdiff.train import Stopped, train
 
-    console = Console()
+    first = hosts.line().first
     settings = config.load(args.config, args.overrides)
     try:
         result = train(settings, args.workdir, console)
     except Stopped as stop:
-        print(stop, file=sys.stderr)
+        if first:
+            print(stop, file=sys.stderr)
         return exits.INTERRUPTED if stop.signal == signal.SIGINT else exits.REQUEUE
     if math.isnan(result.loss):  # a diverged run raises; here no step was left to do
         _tell(console, f"nothing left to train: step {result.step:,} was reached before")
@@ -74,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
         opened = runs.load_run(args.workdir)
         figures = assess.assess(opened, console=console)
         console.print(assess.table(figures))
-    _tell(console, f"report   {report.write(args.workdir)}")
+    if first:
+        _tell(console, f"report   {report.write(args.workdir)}")
     return 0
 
 

@@ -1,8 +1,10 @@
 """One run on many hosts: jax is told of the others, before anything else is asked of it."""
 
+import contextlib
 import importlib.metadata
 import socket
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -60,6 +62,39 @@ def fetched(tree: PyTree) -> PyTree:
         return multihost_utils.process_allgather(a, tiled=True)
 
     return jax.tree.map(fetch, tree)
+
+
+def everywhere(shapes: PyTree) -> PyTree:
+    """Shapes with a sharding by which every device holds all; in one process as they are."""
+    if _line.count == 1:
+        return shapes
+    mesh = jax.sharding.Mesh(jax.devices(), ("all",))
+    whole = jax.NamedSharding(mesh, jax.P())
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
+
+
+def divided(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """`function` of `[N, ...]` rows, each process computing its share; all have to call it."""
+    if _line.count == 1:
+        return function
+
+    def whole(rows: np.ndarray) -> np.ndarray:
+        share = -(-len(rows) // _line.count)
+        own = np.minimum(np.arange(share) + _line.index * share, len(rows) - 1)
+        parts = multihost_utils.process_allgather(np.asarray(function(rows[own])))
+        return parts.reshape(-1, *parts.shape[2:])[: len(rows)]
+
+    return whole
+
+
+@contextlib.contextmanager
+def first_before_others(name: str) -> Iterator[None]:
+    """Lets the first process through, and the others when it is done; `name` is this place's."""
+    if _line.count > 1 and not _line.first:
+        multihost_utils.sync_global_devices(name)
+    yield
+    if _line.count > 1 and _line.first:
+        multihost_utils.sync_global_devices(name)
 
 
 def _start(cluster: Cluster, timeout: float) -> None:
