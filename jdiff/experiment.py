@@ -36,7 +36,8 @@ def defaults() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.name = ""  # of the experiment, for reports
     c.seed = 0
-    c.compile_cache = True  # keep compiled programs between runs, in the cache folder
+    c.compile_cache = True  # keep compiled programs between runs, in cache_dir
+    c.cache_dir = config_dict.placeholder(str)  # None: $JDIFF_CACHE/xla, or ~/.cache/jdiff/xla
 
     c.data = ml_collections.ConfigDict()
     c.data.name = "digits"  # bundled, or any prepared TFDS image set
@@ -47,6 +48,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.data.crop = config_dict.placeholder(str)  # "center", "random", "adm" or None
     c.data.flip = False  # mirror half of the images
     c.data.threads = 2  # that read and decode
+    c.data.timeout = 600.0  # seconds to wait for a batch before the run saves and ends; 0: for ever
 
     c.mesh = ml_collections.ConfigDict()  # devices an axis; -1 for what the others leave
     c.mesh.data = -1  # copies of the weights, each with its part of the batch

@@ -200,7 +200,7 @@ class _Stream:
             ids = order(len(self.source), self.seed, positions)
         else:
             ids = positions = positions[positions < len(self.source)]
-        batch = _gather(self.source, ids)
+        batch = gather(self.source, ids)
         images = batch["image"]
         if self.crop is not None or self.size is not None:
             images = self._fit(images, positions)
@@ -231,10 +231,11 @@ class _Stream:
         return stack("image", fitted)
 
 
-def _gather(source: Any, ids: np.ndarray) -> Batch:
-    gather: Callable | None = getattr(source, "gather", None)
-    if gather is not None:
-        return gather(ids)
+def gather(source: Any, ids: np.ndarray) -> Batch:
+    """All fields of the examples at `ids`, at once if the source can, else one by one."""
+    at_once: Callable | None = getattr(source, "gather", None)
+    if at_once is not None:
+        return at_once(ids)
     rows = [source[int(i)] for i in ids]
     return {field: stack(field, [row[field] for row in rows]) for field in source[0]}
 

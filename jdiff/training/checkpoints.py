@@ -6,9 +6,11 @@ over devices or processes, the position in the data neither: a run resumes on an
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -218,11 +220,14 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # tensorstore's, Orbax's and the operating system's
-            raise NotSaved(
-                f"a checkpoint could not be written to {self._folder}: {_reason(error)}. "
-                f"{self._on_disk()} Make room, or make the folder writable; the same command then "
-                "resumes."
-            ) from error
+            raise self.not_saved(error, self._folder) from error
+
+    def not_saved(self, error: BaseException, where: pathlib.Path) -> NotSaved:
+        """What to raise when writing to `where` failed."""
+        return NotSaved(
+            f"{where} could not be written: {_reason(error)}. {self._on_disk()} Make room, or "
+            "repair the disk; the same command then resumes."
+        )
 
     def _on_disk(self) -> str:
         """Read anew: a manager whose save failed may still count it."""
@@ -319,6 +324,10 @@ def _reason(error: BaseException) -> str:
     for link in chain:
         if isinstance(link, OSError) and link.strerror:
             return link.strerror
+    known = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO))
+    for words in known:  # tensorstore's errors are texts
+        if any(words in str(link) for link in chain):
+            return words
     return f"{type(chain[0]).__name__}: {' '.join(str(chain[0]).split())[:300]}"
 
 

@@ -242,21 +242,21 @@ def test_a_save_that_cannot_be_written_says_what_is_saved(tmp_path, monkeypatch)
 
     save(tmp_path, 1.0)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with (
-        pytest.raises(checkpoints.NotSaved, match="File too large.*Step 1 is saved") as raised,
-        checkpoints.opened(tmp_path) as saved,
-    ):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-        try:
-            saved.save(state(2.0), {}, 2)
+    second = state(2.0)
+    try:
+        with (
+            pytest.raises(checkpoints.NotSaved, match="File too large.*Step 1 is saved") as raised,
+            checkpoints.opened(tmp_path) as saved,
+        ):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+            saved.save(second, {}, 2)
             saved.wait()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert raised.value.code == exits.IO
-    save_again = state(2.0)
     with checkpoints.opened(tmp_path) as saved:
         assert saved.steps == [1]
-        saved.save(save_again, {}, 2)
+        saved.save(second, {}, 2)
     (step, found, _), _ = restored(tmp_path, state(0.0))
     assert step == 2
     assert_state(found, 2.0)
