@@ -120,6 +120,8 @@ def run(args: argparse.Namespace) -> int:
     from jdiff.launching import array, folder, points
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a log has room for names
     workdir = args.workdir
     found = points.resolve(
         args.config, args.overrides, sweep=args.sweep, known=folder.known(workdir)

@@ -10,22 +10,11 @@ import sys
 import time
 
 import pytest
+from made_sweeps import points
 
 from jdiff.errors import UserError
-from jdiff.experiment import defaults
 from jdiff.launching import attempts, folder
 from jdiff.launching.attempts import Note
-from jdiff.launching.points import Point
-
-
-def points(count: int = 2, **train):
-    made = []
-    for seed in range(count):
-        c = defaults()
-        c.seed = seed
-        c.train.update({"steps": 10} | train)
-        made.append(Point(f"{seed:02}_seed={seed}", {"seed": seed}, c))
-    return made
 
 
 def trained(workdir: pathlib.Path, name: str, *, state="finished", step=10, evaluated=True) -> None:

@@ -2,32 +2,16 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
 
 import pytest
+from made_sweeps import fake
+from made_sweeps import sweep as made
 
 from jdiff.errors import UserError
-from jdiff.experiment import defaults
 from jdiff.launching import attempts, folder, local
-from jdiff.launching.points import Point
-
-FAKE = pathlib.Path(__file__).parent / "fake_point.py"
-
-
-def config(seed: int, **train):
-    c = defaults()
-    c.seed = seed
-    c.train.steps = 10
-    c.train.update(train)
-    return c
-
-
-def made(workdir: pathlib.Path, count: int, **train) -> folder.Sweep:
-    points = [Point(f"{i:02}_seed={i}", {"seed": i}, config(i, **train)) for i in range(count)]
-    return folder.claim(workdir, "c.py", points, command=["sweep"])
 
 
 def go(sweep: folder.Sweep, plans: dict[int, str], *, parallel: int = 1, retries: int = 0, **rest):
@@ -35,7 +19,7 @@ def go(sweep: folder.Sweep, plans: dict[int, str], *, parallel: int = 1, retries
 
     def command(name: str) -> list[str]:
         plan = plans.get(int(name[:2]), "done")
-        return [sys.executable, "-S", str(FAKE), str(sweep.folder), name, plan]
+        return fake(sweep, name, plan)
 
     rest.setdefault("slots", [{} for _ in range(parallel)])
     return local.run(sweep, list(sweep.current), retries=retries, command=command, **rest)
@@ -134,7 +118,7 @@ def test_the_second_ctrl_c_kills(tmp_path):
 def test_what_a_killed_sweep_left_running_is_waited_for_and_not_started_twice(tmp_path):
     sweep = made(tmp_path / "s", 2)
     name = sweep.current[0]
-    words = [sys.executable, "-S", str(FAKE), str(sweep.folder), name, "wait"]
+    words = fake(sweep, name, "wait")
     code = (
         "import pathlib, sys; from jdiff.launching import attempts; "
         "attempts.start(pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3:])"
