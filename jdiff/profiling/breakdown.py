@@ -32,10 +32,14 @@ _SHORT = 20e3  # ns: a pause that no host makes. Streams of GPUs do not say wher
 
 
 class Operation(NamedTuple):
-    """One of the dearest operations: seconds a device spends in it over all traced steps."""
+    """One of the dearest operations: seconds a device spends in it over all traced steps.
 
-    name: str  # XLA's, or the kernel's
-    source: str  # jax's, if the trace holds the program
+    Those of one place in the Python, as in the blocks of a network, are one.
+    """
+
+    name: str  # XLA's, or the kernel's; of several the dearest
+    doing: str  # jax's primitive and the pass, if the trace holds the program
+    place: str  # in the Python, likewise
     kind: str
     seconds: float
     count: float
@@ -74,7 +78,8 @@ class _Op(NamedTuple):
     """An operation as it ran on a device, in nanoseconds."""
 
     name: str
-    source: str
+    doing: str
+    place: str
     what: operations.What
     start: float
     end: float
@@ -166,15 +171,20 @@ def _collectives(devices: Mapping[Any, list[_Op]]) -> dict[str, float]:
 
 
 def _dearest(devices: Mapping[Any, list[_Op]], most: int) -> tuple[Operation, ...]:
-    seconds: Counter = Counter()
+    seconds: dict[tuple, Counter] = defaultdict(Counter)
     calls: Counter = Counter()
     for op in (op for ops in devices.values() for op in ops):
         if op.what.kind != CONTROL and not op.flight:
-            kind = "collective" if op.what.kind == COLLECTIVE else op.what.detail
-            key = (op.name, op.source, kind)
-            seconds[key] += (op.end - op.start) / 1e9 / len(devices)
+            detail = op.what.detail if op.what.kind == COLLECTIVE else ""
+            known = (op.doing, op.place) if op.place else (op.doing, op.name)
+            key = (*known, detail, op.what.kind)
+            seconds[key][op.name, op.doing, op.place] += (op.end - op.start) / 1e9 / len(devices)
             calls[key] += 1 / len(devices)
-    return tuple(Operation(*key, s, calls[key]) for key, s in seconds.most_common(most))
+    longest = sorted(seconds, key=lambda key: seconds[key].total(), reverse=True)[:most]
+    return tuple(
+        Operation(*seconds[key].most_common(1)[0][0], key[-1], seconds[key].total(), calls[key])
+        for key in longest
+    )
 
 
 def _loop(planes: list[xplane.Plane]) -> tuple[dict[int, tuple], dict[str, Intervals]]:
@@ -247,11 +257,13 @@ def _programs(planes: list[xplane.Plane]) -> dict[Any, Intervals]:
 def _op(event: xplane.Event, programs: Mapping[Any, Mapping[str, xplane.Operation]]) -> _Op:
     stats = event.stats
     name, opcode = operations.instruction(event.name)
-    source = str(stats.get("tf_op") or "").rstrip(":")
+    op_name = str(stats.get("tf_op") or "")
+    place = str(stats.get("source") or "")
     if hlo := stats.get("hlo_op"):
         known = programs.get(stats.get("program_id"), {}).get(hlo)
         if known:
-            opcode, source = known.opcode, source or known.op_name
+            opcode, op_name = known.opcode, op_name or known.op_name
+            place = operations.place(known.stack) or place
         found = operations.what(hlo, opcode)
         if found.kind == COMPUTE and name != hlo:  # a kernel says itself that it is NCCL's
             kernel = operations.what(name)
@@ -259,5 +271,7 @@ def _op(event: xplane.Event, programs: Mapping[Any, Mapping[str, xplane.Operatio
         name = hlo
     else:
         found = operations.what(name, opcode)
-    return _Op(name, operations.short_source(source), found, event.start, event.end,
-               stats.get("run_id"))  # fmt: skip
+    doing = operations.doing(op_name)
+    # What XLA made of many has the place of one of them.
+    place = place if doing or not op_name else ""
+    return _Op(name, doing, place, found, event.start, event.end, stats.get("run_id"))

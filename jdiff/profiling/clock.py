@@ -34,7 +34,7 @@ class Output(Protocol):
 
 
 class Clock:
-    """Splits wall time, from where it is made to where it is left.
+    """Splits wall time, from where it is made on; steps may be dispatched once it is entered.
 
     >>> with Clock() as clock:
     ...     clock.begin("other")
@@ -56,6 +56,7 @@ class Clock:
         self._annotate: Callable[[str], Any] = contextlib.nullcontext
 
     def __enter__(self) -> "Clock":
+        self._finished.open()
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -134,6 +135,8 @@ class _Finished:
         self._waiting: collections.deque[float] = collections.deque()  # when they were begun
         self._done: list[tuple[float, float]] = []
         self._thread = threading.Thread(target=self._run, daemon=True, name="jdiff clock")
+
+    def open(self) -> None:
         self._thread.start()
 
     def watch(self, output: Output, begun: float) -> None:

@@ -5,9 +5,12 @@ in -start and -done; jax's primitives, after which XLA names an instruction ("ps
 kernels ("ncclDevKernel_AllReduce_Sum_f32_RING_LL"); CUPTI's copies ("MemcpyH2D").
 """
 
+import os.path
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from jdiff.profiling.xplane import Frame
 
 COMPUTE, COLLECTIVE, TRANSFER, CONTROL = "compute", "collective", "transfer", "control"
 
@@ -81,9 +84,26 @@ def what(name: str, opcode: str | None = None) -> What:
     return What(COMPUTE, opcode or _SUFFIX.sub("", name))
 
 
-def short_source(op_name: str) -> str:
-    """jax's name of an operation without the step it is in: "jvp(...)/blocks/dot_general"."""
-    return re.sub(r"^(jit|pjit)\([^)]*\)/", "", op_name)
+def doing(op_name: str) -> str:
+    """What jax's name of an operation says: "jit(step)/transpose(jvp())/dot_general" is
+    "dot_general, backward"; "" for many operations that XLA made one.
+    """
+    name = op_name.split(";")[0].rstrip(":")
+    if ":" in name:
+        return ""
+    primitive = name.rsplit("/", 1)[-1]
+    for mark, word in (("rematted", "again"), ("transpose(", "backward"), ("jvp(", "forward")):
+        if mark in name:
+            return f"{primitive}, {word}"
+    return primitive
+
+
+def place(stack: Sequence[Frame]) -> str:
+    """Where in the Python an operation comes from: "_Block._mlp, Linear (dit_blocks.py:65)"."""
+    if not stack:
+        return ""
+    names = [frame.function.removesuffix(".__call__") for frame in reversed(stack)]
+    return f"{', '.join(names)} ({os.path.basename(stack[-1].file)}:{stack[-1].line})"
 
 
 def _prefixed(name: str) -> str | None:

@@ -7,19 +7,29 @@ wire format is tags, lengths and numbers; parts that are not asked for are skipp
 """
 
 import dataclasses
+import functools
 import pathlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from jdiff.errors import UserError
 
 
+class Frame(NamedTuple):
+    """A place in the Python that a program was traced from."""
+
+    function: str
+    file: str
+    line: int
+
+
 class Operation(NamedTuple):
-    """An instruction of a compiled program: its opcode, and where in the Python it comes from."""
+    """An instruction of a compiled program: its opcode, and where it comes from."""
 
     opcode: str
-    op_name: str  # "jit(step)/jvp(...)/dot_general", or ""
+    op_name: str  # jax's name of it, "jit(step)/jvp()/dot_general", or ""
+    stack: tuple[Frame, ...]  # the innermost first, or ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,13 +180,37 @@ def _operations(program: memoryview) -> dict[str, Operation]:
     """The instructions of an HloProto (OpenXLA, xla/service/hlo.proto)."""
     out = {}
     for module in _all(program, 1):
+        stack = _stacks(module)
         for computation in _all(module, 3):
             for instruction in _all(computation, 2):
                 parts = dict(_fields(instruction))
                 source = dict(_fields(parts[7])) if 7 in parts else {}
-                op_name = _text(source.get(2, b""))
-                out[_text(parts.get(1, b""))] = Operation(_text(parts.get(2, b"")), op_name)
+                out[_text(parts.get(1, b""))] = Operation(
+                    _text(parts.get(2, b"")), _text(source.get(2, b"")), stack(source.get(15, 0))
+                )
     return out
+
+
+def _stacks(module: memoryview, most: int = 2) -> Callable[[int], tuple[Frame, ...]]:
+    """The number of a frame -> the frame and its callers, from the module's StackFrameIndex."""
+    tables: dict[int, list] = {1: [], 2: [], 3: [], 4: []}  # files, functions, places, frames
+    for index in (value for value in _all(module, 17) if not isinstance(value, int)):
+        for field, value in _fields(index):
+            tables.get(field, []).append(value)
+    files, functions, places, frames = tables.values()
+
+    @functools.cache
+    def stack(number: int) -> tuple[Frame, ...]:
+        out = []
+        while 0 < number <= len(frames) and len(out) < most:
+            frame = dict(_fields(frames[number - 1]))
+            place = dict(_fields(places[frame[1] - 1]))
+            file, function = _text(files[place[1] - 1]), _text(functions[place[2] - 1])
+            out.append(Frame(function, file, place.get(3, 0)))
+            number = frame.get(2, 0)
+        return tuple(out)
+
+    return stack
 
 
 def _all(raw: memoryview, wanted: int) -> Iterator[memoryview]:
