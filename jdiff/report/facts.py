@@ -35,6 +35,8 @@ class Facts:
       lines: the training lines of metrics.jsonl, by rising step.
       pictures: samples over training, by rising step.
       evaluation: evaluation.json, or None.
+      spent: seconds of wall time by what they went into, summed over the lines of that kind.
+      trace: profile/summary.json, or None.
     """
 
     workdir: pathlib.Path
@@ -43,6 +45,8 @@ class Facts:
     lines: list[dict[str, Any]]
     pictures: list[Picture]
     evaluation: dict[str, Any] | None
+    spent: dict[str, float]
+    trace: dict[str, Any] | None
 
     @property
     def config_of(self) -> dict[str, Any]:
@@ -75,13 +79,16 @@ def gather(workdir: str | pathlib.Path) -> Facts:
         config = from_json(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+    lines = _read_lines(workdir / "metrics.jsonl")
     return Facts(
         workdir=workdir,
         config=list(fields(config)),
         run=_json(workdir / "run.json") or {},
-        lines=_lines(workdir / "metrics.jsonl"),
+        lines=_training(lines),
         pictures=_pictures(workdir / "samples"),
         evaluation=_json(workdir / "evaluation.json"),
+        spent=_spent(lines),
+        trace=_json(workdir / "profile" / "summary.json"),
     )
 
 
@@ -97,19 +104,36 @@ def _json(path: pathlib.Path) -> dict[str, Any] | None:
     return found
 
 
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The training lines; the last one may be cut off, as by a kill or while it is written."""
+def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """All lines; the last one may be cut off, as by a kill or while it is written."""
     if not path.is_file():
         return []
-    by_step: dict[int, dict[str, Any]] = {}
+    found = []
     for text in path.read_text().splitlines():
         try:
             line = json.loads(text)
         except ValueError:
             continue
-        if isinstance(line, dict) and "step" in line and line.get("kind", "train") == "train":
-            by_step[line["step"]] = line  # a step done again after a resume counts once
+        if isinstance(line, dict) and "step" in line:
+            found.append(line)
+    return found
+
+
+def _training(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # A step done again after a resume counts once.
+    by_step = {line["step"]: line for line in lines if line.get("kind", "train") == "train"}
     return [by_step[step] for step in sorted(by_step)]
+
+
+def _spent(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """Every line tells of its own stretch of time."""
+    total: dict[str, float] = {}
+    for line in lines:
+        if line.get("kind") == "spent":
+            for name, value in line.items():
+                if name not in ("step", "kind", "time") and isinstance(value, int | float):
+                    total[name] = total.get(name, 0.0) + value
+    return total
 
 
 def _pictures(folder: pathlib.Path) -> list[Picture]:

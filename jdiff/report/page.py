@@ -12,6 +12,7 @@ from jdiff.errors import UserError
 from jdiff.report import charts
 from jdiff.report.facts import Facts, gather
 from jdiff.report.figures import duration, number, percent
+from jdiff.report.timing import timing
 
 _HERE = pathlib.Path(__file__).parent
 # Squared distances are drawn on a root scale: their noise is thousands of times their floor.
@@ -65,6 +66,7 @@ def render(workdir: str | pathlib.Path) -> str:
         pictures=facts.pictures,
         charts=[{**c, "svg": markupsafe.Markup(c["svg"])} for c in _charts(facts)],
         evaluation=facts.evaluation and _evaluation(facts.evaluation),
+        timing=timing(facts),
         commands=_commands(facts),
         config=[(name, _value(value)) for name, value in facts.config],
         environment=_environment(facts),
@@ -107,7 +109,7 @@ def _cards(facts: Facts) -> list[dict[str, str]]:
         add("Steps", number(done), f"of {number(total)}" if total and done < total else "")
     _, rates = facts.series("images_per_s")
     if rates:
-        add("Images a second", number(round(_median(rates))), "median, training")
+        add("Images a second", number(round(_median(rates))), _speed_note(facts))
     parameters = facts.run.get("parameters", facts.run.get("params"))
     if parameters:
         add("Parameters", _millions(parameters))
@@ -115,6 +117,24 @@ def _cards(facts: Facts) -> list[dict[str, str]]:
     if seconds is not None:
         add("Wall time", duration(seconds), _device(facts))
     return cards
+
+
+def _speed_note(facts: Facts) -> str:
+    """What stands below the images a second."""
+    words = ["median"]
+    _, each = facts.series("images_per_s_chip")
+    if each and len(facts.run.get("devices", [])) > 1:
+        words.append(f"{number(round(_median(each)))} a chip")
+    _, used = facts.series("mfu")
+    if used:
+        words.append(f"MFU {percent(_median(used))}")
+    return ", ".join(words)
+
+
+def _throughput_note(facts: Facts) -> str:
+    """The model FLOPs utilisation is proportional to the images a second."""
+    _, used = facts.series("mfu")
+    return f"images/s; at best MFU {percent(max(used))}" if used else "images/s"
 
 
 def _charts(facts: Facts) -> list[dict[str, Any]]:
@@ -136,7 +156,7 @@ def _charts(facts: Facts) -> list[dict[str, Any]]:
         found.append({"title": "Loss", "note": note, "svg": svg, "wide": True})
     small = (("learning_rate", "Learning rate", "", True),
              ("grad_norm", "Gradient norm", "before clipping", False),
-             ("images_per_s", "Throughput", "images/s", True))  # fmt: skip
+             ("images_per_s", "Throughput", _throughput_note(facts), True))  # fmt: skip
     for name, title, note, zero in small:
         steps, values = facts.series(name)
         if steps:
@@ -252,6 +272,12 @@ def _environment(facts: Facts) -> list[tuple[str, str]]:
         rows.append(("devices", _device(facts)))
     if run.get("cpu_count"):
         rows.append(("CPU cores", str(run["cpu_count"])))
+    speed = run.get("speed", {})
+    if speed.get("flops"):
+        rows.append(("operations a step", f"{speed['flops']:.4g}"))
+        peak = speed.get("peak")
+        unknown = "not known; config.train.peak_flops gives it"
+        rows.append(("operations a second of a device", f"{peak:.4g} at best" if peak else unknown))
     if run.get("started"):
         rows.append(("started", _date(run["started"])))
     if _seconds(facts) is not None:
