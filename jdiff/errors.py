@@ -18,11 +18,19 @@ class UserError(ValueError):
     code = exits.USER
 
 
+class Leaving(Exception):
+    """An end that somebody asked for, and no error; the command line exits with `code`."""
+
+    code = exits.REQUEUE
+
+
 def told(error: BaseException) -> tuple[str, int]:
     """What the command line says of an error, and the exit code that goes with it."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, KeyboardInterrupt):
         return "interrupted.", exits.INTERRUPTED
+    if isinstance(error, Leaving):
+        return text, error.code
     if isinstance(error, UserError):
         return f"error: {text}", error.code
     return (

@@ -55,9 +55,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, console: Any) -> int:
-    from jdiff import assess, runs
+    from jdiff import assess, cache, runs
 
     config = runs.read_config(args.workdir)
+    cache.enable(config.compile_cache, config.cache_dir)
     chosen = choices(args, config)
     metrics = args.metrics and [part.strip() for part in args.metrics.split(",")]
     opened = runs.load_run(args.workdir, ema=args.ema, step=args.step)

@@ -73,10 +73,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, console: Any) -> int:
-    from jdiff import generate, pictures, runs
+    from jdiff import cache, generate, pictures, runs
     from jdiff.parallel import hosts
 
     config = runs.read_config(args.workdir)
+    cache.enable(config.compile_cache, config.cache_dir)
     out = output(args.out or args.workdir / "samples.png", "--out", ".png")
     npz = output(args.npz, "--npz", ".npz") if args.npz else None
     chosen = options.choices(args, config)

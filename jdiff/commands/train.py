@@ -2,13 +2,13 @@
 
 import argparse
 import math
+import os
 import pathlib
-import signal
 import sys
 from typing import Any
 
-from jdiff import exits
 from jdiff.commands.many import add_hosts, joined
+from jdiff.errors import told
 
 SUMMARY = "train the model of a config file, evaluate it and write its report"
 DESCRIPTION = """\
@@ -19,8 +19,9 @@ Any field of the config can be overridden: --config.train.batch_size=64, --confi
 --noconfig.data.flip, --config.model.multipliers=1,2,2, --config.optimizer.clip=None, or a whole
 section as JSON, --config.sampling.solver='{"name": "ddim", "eta": 0.5}'.
 
-The same command on the same directory resumes where training stopped, bit for bit. Ctrl-C and
-SIGTERM save first. A directory that belongs to another config is left alone.
+The same command on the same directory resumes where training stopped, bit for bit, whatever
+stopped it. Ctrl-C, SIGTERM and SIGUSR1 save first. A directory that belongs to another config is
+left alone.
 
 On many hosts, start the same command once a host; see "many hosts" below."""
 EXAMPLES = """\
@@ -57,12 +58,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains, evaluates, reports."""
-    with joined(args) as console:
+    from jdiff.training import stop
+
+    with stop.at_once(), joined(args) as console:
         return _run(args, console)
 
 
 def _run(args: argparse.Namespace, console: Any) -> int:
     from jdiff import assess, config, report, runs
+    from jdiff.data.patience import Unreadable
     from jdiff.parallel import hosts
     from jdiff.train import Stopped, train
 
@@ -73,7 +77,13 @@ def _run(args: argparse.Namespace, console: Any) -> int:
     except Stopped as stop:
         if first:
             print(stop, file=sys.stderr)
-        return exits.INTERRUPTED if stop.signal == signal.SIGINT else exits.REQUEUE
+        return stop.code
+    except Unreadable as error:
+        if error.hung and hosts.line().count == 1:  # Python would wait for the reader at exit
+            text, code = told(error)
+            print(text, file=sys.stderr, flush=True)
+            os._exit(code)
+        raise
     if math.isnan(result.loss):  # a diverged run raises; here no step was left to do
         _tell(console, f"nothing left to train: step {result.step:,} was reached before")
     else:

@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jdiff import exits
+from jdiff.errors import Leaving
 
 #: SIGTERM is the notice of a preemption everywhere; SIGUSR1 is what `sbatch --signal` is given.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-class Stopped(Exception):
+class Stopped(Leaving):
     """Training was asked to stop and has saved.
 
     Attributes:
-      step: the step that is saved, None if training had not begun.
+      step: the step that is saved, None before and after training.
       signal: what asked.
       code: the exit code: 75 for a scheduler to start the run again, 130 after Ctrl-C.
     """
@@ -23,7 +24,7 @@ class Stopped(Exception):
     def __init__(self, step: int | None, signum: int):
         self.step, self.signal = step, signum
         self.code = exits.INTERRUPTED if signum == signal.SIGINT else exits.REQUEUE
-        where = "before training began" if step is None else f"at step {step}, saved"
+        where = "with nothing to save" if step is None else f"at step {step}, saved"
         super().__init__(
             f"stopped by {signal.Signals(signum).name} {where}; the same command resumes."
         )
