@@ -9,13 +9,15 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from jdiff.parallel.fetch import fetch
 
 # Parameters above this many elements are drawn on their own, so that a sharded initialisation
 # never holds a whole one on a device. Smaller ones share one vector.
@@ -78,7 +80,23 @@ class Unseeded:
 Axes = tuple[str | None, ...]
 
 
-def param(rngs: nnx.Rngs, shape: Sequence[int], rule: Init, axes: Axes | None = None) -> nnx.Param:
+class Weight(nnx.Param):
+    """A parameter: `w[...]` is its value, whole where the layout (FSDP) keeps parts of it apart."""
+
+    def __getitem__(self, key: Any) -> jax.Array:
+        """The value, fetched from the devices that hold it, at `key`."""
+        value = self.fetched(lambda value: value)
+        return value if key is ... else value[key]
+
+    def fetched(self, change: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """`change(value)`, computed where its parts are and then fetched: of the same shape.
+
+        A cast to fewer bits halves what is sent.
+        """
+        return fetch(change(self.get_value()), self.get_metadata().get("axes"))
+
+
+def param(rngs: nnx.Rngs, shape: Sequence[int], rule: Init, axes: Axes | None = None) -> Weight:
     """A float32 parameter that starts by `rule`; it remembers `param.rule` and `param.axes`."""
     axes = (None,) * len(shape) if axes is None else tuple(axes)
     if len(axes) != len(shape):
@@ -89,7 +107,7 @@ def param(rngs: nnx.Rngs, shape: Sequence[int], rule: Init, axes: Axes | None = 
         value = jnp.full(shape, rule.scale, jnp.float32)
     else:
         value = rule.scale * _standard(rngs.params(), rule.distribution, tuple(shape))
-    return nnx.Param(value, rule=rule, axes=axes)
+    return Weight(value, rule=rule, axes=axes)
 
 
 def draw(key: jax.Array, leaves: Sequence[tuple[tuple[int, ...], Init]]) -> list[jax.Array]:

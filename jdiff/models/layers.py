@@ -17,6 +17,7 @@ from flax import nnx
 
 from jdiff.models.initializers import Axes, Init, ones, param, zeros
 from jdiff.models.remat import checkpoint, named
+from jdiff.parallel.fetch import fetches
 
 
 class Linear(nnx.Module):
@@ -40,7 +41,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [..., features_in] to [..., features_out]."""
-        x = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        x = x.astype(self.dtype) @ self.kernel.fetched(lambda w: w.astype(self.dtype))
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
@@ -70,7 +71,7 @@ class Conv(nnx.Module):
         padding = self.padding
         x = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
+            self.kernel.fetched(lambda w: w.astype(self.dtype)),
             window_strides=(self.stride, self.stride),
             padding=padding if isinstance(padding, str) else [(padding, padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -302,7 +303,7 @@ def run(
 
     See `jdiff.models.remat`; True recomputes everything. `scanned`: it is the body of a scan.
     """
-    if named(remat) == "none":
+    if named(remat) == "none" and not fetches():
         return module(*inputs)
     graphdef, state = nnx.split(module)
     call = lambda state, *args: nnx.merge(graphdef, state)(*args)

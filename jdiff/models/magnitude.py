@@ -88,7 +88,8 @@ class MPLinear(nnx.Module):
 
     def __call__(self, x: jax.Array, gain: float | jax.Array = 1.0) -> jax.Array:
         """Map [..., features_in] to [..., features_out], times `gain`."""
-        return x.astype(self.dtype) @ _weight(self.kernel[...], gain).astype(self.dtype)
+        kernel = self.kernel.fetched(lambda w: _weight(w, gain).astype(self.dtype))
+        return x.astype(self.dtype) @ kernel
 
 
 class MPConv(nnx.Module):
@@ -111,7 +112,7 @@ class MPConv(nnx.Module):
         """Convolve [B, H, W, channels_in] to [B, H, W, channels_out], times `gain`."""
         return jax.lax.conv_general_dilated(
             x.astype(self.dtype),
-            _weight(self.kernel[...], gain).astype(self.dtype),
+            self.kernel.fetched(lambda w: _weight(w, gain).astype(self.dtype)),
             window_strides=(1, 1),
             padding="SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from jdiff.errors import UserError, choose
+from jdiff.parallel import fetch
 
 #: The primitives worth keeping: their results cost far more to compute than to store.
 PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -26,6 +27,11 @@ def _products_with_weights(primitive: Any, *_: Any, **params: Any) -> bool:
         return False
     dims = params.get("dimension_numbers")
     return primitive.name != "dot_general" or not (dims[1][0] or dims[1][1])
+
+
+def _all_but_fetched(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether to keep a result: all but weights fetched from other devices."""
+    return primitive.name != fetch.NAME
 
 
 #: Policies from the most memory to the least.
@@ -62,6 +68,7 @@ def checkpoint(function: Callable, remat: bool | str, *, scanned: bool = False) 
             with the forward pass, so the barriers against that, which cost fusions, are left out.
     """
     policy = POLICIES[named(remat)]
-    if policy is None:
+    if policy is None and not fetch.fetches():
         return function
+    policy = policy or _all_but_fetched  # a block's weights are fetched again, not kept
     return jax.checkpoint(function, policy=policy, prevent_cse=not scanned)

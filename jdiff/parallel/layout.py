@@ -53,9 +53,7 @@ class Layout:
                 continue
             taken.update(axes)
             entries.append(axes if len(axes) > 1 else axes[0])
-        while entries and entries[-1] is None:
-            entries.pop()
-        return P(*entries)
+        return spec_of(entries)
 
     def sharding(self, names: Sequence[str | None], shape: Sequence[int]) -> jax.NamedSharding:
         """`spec` on the mesh."""
@@ -115,6 +113,19 @@ def layout(
     if not merged.get("batch"):
         raise UserError("mesh.rules.batch is empty; a batch is split over data, fsdp or both.")
     return Layout(mesh, tuple(sorted(merged.items())))
+
+
+def spec_of(entries: Sequence[str | tuple[str, ...] | None]) -> P:
+    """The `PartitionSpec` of an entry a dimension; no None at the end, so that equal is ==."""
+    entries = list(entries)
+    while entries and entries[-1] is None:
+        entries.pop()
+    return P(*entries)
+
+
+def splits(spec: P, axis: str) -> bool:
+    """Whether a dimension is split over that axis of the mesh."""
+    return any(axis in (entry if isinstance(entry, tuple) else (entry,)) for entry in spec)
 
 
 _CURRENT: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)

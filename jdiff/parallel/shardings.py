@@ -1,11 +1,12 @@
 """Where each array of a training state lives: a pure function of shapes, names and a layout."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from jdiff.parallel.layout import Layout
+from jdiff.parallel.layout import Layout, spec_of, splits
 from jdiff.pytree import PyTree
 
 P = jax.sharding.PartitionSpec
@@ -41,28 +42,26 @@ def of_state(state: PyTree, axes: PyTree, layout: Layout) -> PyTree:
 
 
 def of_array(
-    shape: tuple[int, ...], names: tuple[str | None, ...], layout: Layout
+    shape: Sequence[int], names: Sequence[str | None], layout: Layout
 ) -> jax.NamedSharding:
     """Split as the layout's rules say and, if they leave "fsdp" free, along the largest dimension.
 
-    The dimension "layers" of stacked blocks is never split: a scan would fetch each one from
-    wherever it lies.
+    Stacked blocks are split as one block is, and never along the dimension "layers": a scan would
+    fetch each one from wherever it lies. Arrays below `SMALL` elements are whole.
     """
-    fsdp = layout.mesh.shape["fsdp"]
+    if tuple(names[:1]) == ("layers",):
+        inner = of_array(shape[1:], names[1:], layout).spec
+        return jax.NamedSharding(layout.mesh, P(None, *inner) if any(inner) else P())
     if math.prod(shape) < SMALL:
         return layout.whole
     spec = layout.spec(names, shape)
     entries = [*spec, *(None,) * (len(shape) - len(spec))]
-    if fsdp > 1 and "fsdp" not in jax.tree.leaves(tuple(entries)):
-        free = [
-            d for d, size in enumerate(shape)
-            if entries[d] is None and names[d] != "layers" and size % fsdp == 0
-        ]  # fmt: skip
+    fsdp = layout.mesh.shape["fsdp"]
+    if fsdp > 1 and not splits(spec, "fsdp"):
+        free = [d for d, size in enumerate(shape) if entries[d] is None and size % fsdp == 0]
         if free:
             entries[max(free, key=lambda d: shape[d])] = "fsdp"
-    while entries and entries[-1] is None:
-        entries.pop()
-    return jax.NamedSharding(layout.mesh, P(*entries))
+    return jax.NamedSharding(layout.mesh, spec_of(entries))
 
 
 def _keys(path: tuple) -> tuple[str, ...]:
