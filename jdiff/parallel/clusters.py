@@ -151,7 +151,7 @@ def _open_mpi(environ: Environ, gpus: int) -> _Found | None:
         host = "127.0.0.1"
     name = uri.split(".")[0] or environ.get("PMIX_NAMESPACE", "")
     return _Found(
-        "Open MPI", host and _address(host, _port(name, environ)), count, index,
+        "Open MPI", _address(host, _port(name, environ)) if host else None, count, index,
         _share(local, locals_, gpus),
         "does not tell where process 0 is (no OMPI_MCA_orte_hnp_uri, as in Open MPI 5): add "
         "--coordinator=HOST:PORT with the host of the first process.",
@@ -215,7 +215,7 @@ def _tpu(
     host = slices.get("MEGASCALE_COORDINATOR_ADDRESS") if number > 1 else workers[0]
     port = int(environ.get("JAX_COORDINATOR_PORT", _TPU_PORT))
     return _Found(
-        found, host and _address(host.split(":")[0], port), number * len(workers),
+        found, _address(host.split(":")[0], port) if host else None, number * len(workers),
         which * len(workers) + worker,
         lacks="MEGASCALE_COORDINATOR_ADDRESS is missing, which names the host of the first worker.",
     )  # fmt: skip

@@ -6,6 +6,7 @@ jax would wait on its own, and end with an abort from C++ that names nobody.
 import contextlib
 import socket
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from jdiff import exits
@@ -45,7 +46,6 @@ def _gather(
     lines: dict[int, Line] = {}
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(_listening(cluster.coordinator, cluster.count))
-        refuse = lambda text: _refuse(lines, text)
         while len(lines) < cluster.count - 1:
             listening.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
@@ -57,22 +57,25 @@ def _gather(
                     f"{cluster.coordinator} within {timeout:.0f} s: {_listed(missing)}. Were they "
                     "started, and can their hosts open that port? See their own output."
                 )
-                raise Unreached(refuse(text)) from None
+                raise _refused(Unreached(text), lines.values()) from None
             line = Line(connection)
             hello = _first_word(line)
             if hello is None:
                 connection.close()  # somebody else's
                 continue
             index, line.host = hello["index"], hello["host"]
+            came = [*lines.values(), line]
             if hello["count"] != cluster.count:
                 text = f"process {index} was told of {hello['count']} processes, and the first of "
-                raise UserError(refuse(f"{text}{cluster.count}; start all with the same number."))
+                raise _refused(
+                    UserError(f"{text}{cluster.count}; start all with one number."), came
+                )
             if index in lines or not 0 < index < cluster.count:
                 hosts = f"{line.host} and {lines[index].host if index in lines else 'the first'}"
-                raise UserError(refuse(f"there are two processes {index}, on {hosts}."))
+                raise _refused(UserError(f"there are two processes {index}, on {hosts}."), came)
             if hello["versions"] != versions:
                 text = f"process {index}, on {line.host}, runs {_told(hello['versions'])}; the "
-                raise UserError(refuse(f"{text}first runs {_told(versions)}. Install the same."))
+                raise _refused(UserError(f"{text}first runs {_told(versions)}."), came)
             lines[index] = line
     for line in lines.values():
         line.write({"kind": "go", "host": socket.gethostname()})
@@ -95,6 +98,9 @@ def _call(cluster: Cluster, deadline: float, timeout: float, versions: dict[str,
             reason = error.strerror or str(error)
             time.sleep(0.1)
             continue
+        if connection.getsockname() == connection.getpeername():  # Linux may connect us to us
+            connection.close()
+            continue
         line = Line(connection)
         line.write(hello)
         # The first says when it gives up; should it have vanished, we do not wait for ever.
@@ -102,8 +108,8 @@ def _call(cluster: Cluster, deadline: float, timeout: float, versions: dict[str,
         if word is not None and word["kind"] == "go":
             line.host = word["host"]
             return line
-        if word is not None:
-            raise Unreached(word["text"])
+        if word is not None and word["kind"] == "refused":
+            raise (Unreached if word["code"] == Unreached.code else UserError)(word["text"])
         reason = "it closed the connection"
         connection.close()
         time.sleep(0.1)
@@ -129,7 +135,7 @@ def _listening(address: str, backlog: int) -> socket.socket:
         ) from None
 
 
-def _first_word(line: Line, timeout: float = 10.0) -> dict[str, Any] | None:
+def _first_word(line: Line, timeout: float = 5.0) -> dict[str, Any] | None:
     """The first message on a new connection; None if it is none of ours."""
     deadline = time.monotonic() + timeout
     while not line.closed and (left := deadline - time.monotonic()) > 0:
@@ -145,11 +151,11 @@ def _first_word(line: Line, timeout: float = 10.0) -> dict[str, Any] | None:
     return None
 
 
-def _refuse(lines: dict[int, Line], text: str) -> str:
-    """Says to those who came why the run does not begin."""
-    for line in lines.values():
-        line.write({"kind": "refused", "text": text})
-    return text
+def _refused(error: UserError, lines: Iterable[Line]) -> UserError:
+    """The error by which the run does not begin, told to those who came."""
+    for line in lines:
+        line.write({"kind": "refused", "text": str(error), "code": error.code})
+    return error
 
 
 def _listed(indices: list[int]) -> str:
