@@ -1,6 +1,7 @@
 """Points of sweeps: products, names, and what is refused before anything starts."""
 
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -174,3 +175,11 @@ def test_the_sweep_of_the_digits():
     assert set(found[0]) == {"optimizer.learning_rate", "seed"}
     assert all(np.isfinite(point["optimizer.learning_rate"]) for point in found)
     assert pathlib.Path("configs/digits.py").is_file()
+
+
+def test_the_code_of_the_chapter_runs():
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(block, names)  # noqa: S102, our own text
+    assert names["sweep"]() == configs.points("configs/digits.py")
