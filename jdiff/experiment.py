@@ -97,6 +97,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.train.sample_every = 500
     c.train.checkpoint_every = 500
     c.train.keep = 2  # checkpoints
+    # Operations a second of one device, for the MFU; None: as jax names it, if that is known.
+    c.train.peak_flops = config_dict.placeholder(float)
 
     c.sampling = ml_collections.ConfigDict()
     c.sampling.solver = _open(name="heun")  # jdiff.solvers.BY_NAME
@@ -239,8 +241,11 @@ def build(
     )
 
 
-def layout(config: ml_collections.ConfigDict) -> Layout:
+def layout(config: ml_collections.ConfigDict, mesh: Any = None) -> Layout:
     """The layout of `config.mesh` on all devices.
+
+    Args:
+      mesh: another one, such as a `jax.sharding.AbstractMesh` of devices that are not here.
 
     Raises:
       UserError: sizes that do not make the number of devices, or an axis over which the model's
@@ -258,7 +263,7 @@ def layout(config: ml_collections.ConfigDict) -> Layout:
                 f"config.mesh.{axis}={c[axis]}: a network of the kind {name!r} is not split over "
                 f"{axis!r}; give 1, and use data and fsdp."
             )
-    mesh = parallel.make({axis: c[axis] for axis in AXES})
+    mesh = parallel.make({axis: c[axis] for axis in AXES}) if mesh is None else mesh
     return parallel.layout.layout(mesh, rules, c.rules)
 
 

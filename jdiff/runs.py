@@ -25,6 +25,7 @@ from jdiff.training.logs import replace_text
 # What may change when a run is taken up again: how long it goes on and what it tells.
 _MAY_CHANGE = (
     "train.steps", "train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep",
+    "train.peak_flops",
     "sampling.", "evaluation.", "mesh.", "compile_cache", "cache_dir",
     "data.data_dir", "data.threads", "data.timeout",
 )  # fmt: skip

@@ -1,12 +1,11 @@
 """The training loop: moves batches, saves, draws pictures, and says what happens."""
 
-import contextlib
 import dataclasses
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +14,11 @@ import ml_collections
 from jdiff import cache, ending, exits, experiment, runs
 from jdiff.errors import UserError
 from jdiff.parallel import hosts
+from jdiff.profiling import tracer
+from jdiff.profiling.clock import TRAINING, Clock
 from jdiff.pytree import Array, PyTree
 from jdiff.sampling import sample
-from jdiff.training import checkpoints, logs, stop
+from jdiff.training import checkpoints, logs, rate, stop
 from jdiff.training import step as steps
 from jdiff.training.stop import Stopped
 
@@ -37,7 +38,10 @@ class Result(NamedTuple):
     seconds: float
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, console: Any) -> Result:
+def train(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, console: Any,
+    profile: tracer.Profile | None = None,
+) -> Result:  # fmt: skip
     """Trains the experiment of `config` in `workdir`, or resumes it where it was cut off.
 
     A resumed run continues bit for bit: weights, optimiser, averages, randomness and data order.
@@ -47,6 +51,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
       config: see `experiment.defaults`.
       workdir: a new directory, or one of the same config.
       console: a rich Console.
+      profile: steps to trace with jax's profiler, into WORKDIR/profile.
 
     Raises:
       UserError: the config, data or directory do not fit.
@@ -56,11 +61,14 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, consol
       Damaged: there are checkpoints, and none of them is whole.
       Stopped: SIGTERM, SIGUSR1 or Ctrl-C; everything is saved.
     """
-    with stop.listening() as asked:
-        return _train(config, workdir, console, asked)
+    with stop.listening() as asked, Clock() as clock:
+        return _train(config, workdir, console, profile, asked, clock)
 
 
-def _train(config: Any, workdir: str | pathlib.Path, console: Any, asked: list[int]) -> Result:
+def _train(
+    config: Any, workdir: str | pathlib.Path, console: Any, profile: tracer.Profile | None,
+    asked: list[int], clock: Clock,
+) -> Result:  # fmt: skip
     from jdiff import models
     from jdiff.data import patience
     from jdiff.data.pipeline import batches
@@ -124,11 +132,17 @@ def _train(config: Any, workdir: str | pathlib.Path, console: Any, asked: list[i
             logs.opened_metrics(workdir, done, before, write=line.first) as metrics,
             ending.noted(workdir, saved, before, started, write=line.first),
             logs.progress(console, config.train.steps, done) as tell,
-        ):
-            watch = _Watch(exp, metrics, saved, config.train.batch_size, done)
-            for step in range(done + 1, config.train.steps + 1):
+            tracer.recording(
+                profile if line.first else None, workdir,
+                range(done + 1, config.train.steps + 1), clock, _teller(console),
+            ) as numbers,
+        ):  # fmt: skip
+            watch = _Watch(exp, metrics, saved, clock, done)
+            clock.begin("other")
+            for step in numbers:
                 try:
-                    batch = next(feed)
+                    with clock.part("input"):
+                        batch = next(feed)
                 except patience.Unreadable as error:
                     if line.count > 1 or step == done + 1:
                         raise
@@ -137,25 +151,39 @@ def _train(config: Any, workdir: str | pathlib.Path, console: Any, asked: list[i
                     saved.wait()
                     raise error.saved_at(step - 1) from error
                 ids = batch.pop("id")
-                state, values = step_fn(state, layout.put(batch, config.train.batch_size))
+                with clock.part("input"):
+                    batch = layout.put(batch, config.train.batch_size)
+                if step == done + 1:
+                    with clock.part("compile"):
+                        watch.speed = _speed(config, step_fn.trace(state, batch))
+                        state, values = step_fn(state, batch)
+                        jax.block_until_ready(values)
+                    if line.first:
+                        runs.describe(workdir, speed=watch.speed._asdict())
+                else:
+                    begun = clock.now()
+                    with clock.part("dispatch"):
+                        state, values = step_fn(state, batch)
+                    clock.dispatched(values["loss"], begun)
                 watch.add(step, ids, values)
                 signum = line.agreed(step, asked[0] if asked else None)
                 due = _due(config.train, step, signum)
                 if due.log:
                     watch.look(step)
-                    tell(step, f"loss {watch.loss:.4f}  {watch.rate:,.0f} images/s")
+                    tell(step, f"loss {watch.loss:.4f}  {watch.speed.text(watch.rate)}")
                 if due.save:
                     watch.look(step)  # nothing that is not finite is saved
-                    saved.save(state, checkpoints.as_json(feed.get_state()), step)
+                    with clock.part("checkpoint"):
+                        saved.save(state, checkpoints.as_json(feed.get_state()), step)
                 if signum:
-                    saved.wait()
+                    watch.end(step)
                     raise Stopped(step, signum)
                 if due.samples:
-                    with watch.paused():
+                    with clock.part("samples"):
                         images = hosts.fetched(draw(state))
                         if line.first:
                             _write_samples(workdir, metrics, step, images)
-            saved.wait()
+            watch.end(config.train.steps)
     return Result(int(state.step), watch.loss, watch.rate, before + time.time() - started)
 
 
@@ -212,27 +240,25 @@ class _Watch:
 
     Attributes:
       loss: the mean since the look before.
-      rate: images a second since then, without compilation and pauses.
+      rate: images a second since then, without compilation, samples and profiling.
+      speed: what the rate means for a chip.
     """
 
     def __init__(
         self, exp: experiment.Experiment, metrics: logs.Metrics, saved: checkpoints.Checkpoints,
-        batch_size: int, done: int,
+        clock: Clock, done: int,
     ):  # fmt: skip
-        self._exp, self._metrics, self._saved = exp, metrics, saved
-        self._batch_size, self._first = batch_size, done + 1
+        self._exp, self._metrics, self._saved, self._clock = exp, metrics, saved, clock
         self._pending: list[dict[str, Array]] = []  # what the device may still be computing
         self._ids: dict[int, Any] = {}  # of the batches since the last look
-        self._clock, self._counted = time.time(), done
+        self._counted = done + 1  # the first compiles, which is not training speed
         self.loss, self.rate = float("nan"), 0.0
+        self.speed = rate.Speed(exp.config.train.batch_size, jax.device_count())
 
     def add(self, step: int, ids: Any, values: dict[str, Array]) -> None:
         """A step was dispatched."""
         self._ids[step] = ids
         self._pending.append(values)
-        if step == self._first:  # compilation is not training speed
-            jax.block_until_ready(values)
-            self._clock, self._counted = time.time(), step
 
     def look(self, step: int) -> None:
         """Fetches and writes the metrics of the steps since the last look.
@@ -242,33 +268,49 @@ class _Watch:
         """
         if not self._pending:
             return
-        values = jax.device_get(self._pending)
+        with self._clock.part("wait"):
+            values = jax.device_get(self._pending)
         bad = int(values[-1]["bad_step"])
         if bad >= 0:
             raise Diverged(_diverged(bad, self._ids.get(bad), self._saved))
-        now = time.time()
-        self.rate = (step - self._counted) * self._batch_size / max(now - self._clock, 1e-9)
-        mean = lambda name: float(sum(v[name] for v in values) / len(values))
-        self.loss = mean("loss")
-        self._metrics.write(
-            step,
-            {
-                "loss": self.loss,
-                "grad_norm": mean("grad_norm"),
-                "learning_rate": float(self._exp.learning_rate(step - 1)),
-                "images_per_s": self.rate,
-            },
-        )
+        with self._clock.part("logging"):
+            spent = self._clock.settle()
+            seconds = sum(spent[part] for part in TRAINING)
+            self.rate = (step - self._counted) * self.speed.batch_size / max(seconds, 1e-9)
+            mean = lambda name: float(sum(v[name] for v in values) / len(values))
+            self.loss = mean("loss")
+            self._metrics.write(
+                step,
+                {
+                    "loss": self.loss,
+                    "grad_norm": mean("grad_norm"),
+                    "learning_rate": float(self._exp.learning_rate(step - 1)),
+                    **self.speed.of(self.rate),
+                },
+            )
+            self._write_spent(step, spent)
         self._pending.clear()
         self._ids.clear()
-        self._clock, self._counted = now, step
+        self._counted = step
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stops the clock of the rate."""
-        pause = time.time()
-        yield
-        self._clock += time.time() - pause
+    def end(self, step: int) -> None:
+        """Waits for what is being saved; the rest of the time is accounted for."""
+        with self._clock.part("checkpoint"):
+            self._saved.wait()
+        self._write_spent(step, self._clock.settle())
+
+    def _write_spent(self, step: int, spent: dict[str, float]) -> None:
+        """A line of its own: seconds of wall time since the line before, by what they went into."""
+        seconds = {name: round(s, 6) for name, s in spent.items() if s >= 1e-6}
+        self._metrics.write(step, seconds, kind="spent")
+
+
+def _speed(config: ml_collections.ConfigDict, traced: Any) -> rate.Speed:
+    """What is known of the run's speed, from its step as jit traced it."""
+    devices = jax.devices()
+    peak = config.train.peak_flops or rate.peak(devices[0].device_kind)
+    counted, _ = rate.flops(traced)
+    return rate.Speed(config.train.batch_size, len(devices), counted, peak)
 
 
 def _drawer(exp: experiment.Experiment, config: Any, key: Array, info: Any) -> Any:
@@ -318,3 +360,5 @@ def _check(t: Any) -> None:
                   "checkpoint_every", "keep"):  # fmt: skip
         if t[field] < 1:
             raise UserError(f"config.train.{field}={t[field]} given; it must be at least 1.")
+    if t.peak_flops is not None and not t.peak_flops > 0:
+        raise UserError(f"config.train.peak_flops={t.peak_flops} given; it must be above 0.")

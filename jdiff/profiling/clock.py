@@ -23,6 +23,8 @@ PREFIX = "jdiff:"
 STEPS = "steps"
 #: In the order in which reports name them.
 PARTS = (STEPS, "input", "checkpoint", "samples", "logging", "compile", "start", "profile", "other")
+#: What training at an even pace consists of; the others are pauses.
+TRAINING = (STEPS, "input", "checkpoint", "logging", "other")
 _CLOSE_S = 5.0  # how long to wait for the thread, whose device may hang
 
 
