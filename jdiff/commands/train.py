@@ -30,10 +30,12 @@ examples:
   jdiff train --config=configs/digits.py --workdir=runs/small --config.train.batch_size=64 \\
       --config.train.steps=500
   jdiff train --config=configs/digits_dit_flow.py --workdir=runs/flow --no-evaluate
+  jdiff train --config=configs/digits.py --workdir=runs/digits --profile=101:10
 
 WORKDIR then holds:
   config.json, run.json         the config, and where and when it ran, with which versions
   metrics.jsonl, tb/            loss and speed, as JSON lines and for TensorBoard
+  profile/                      with --profile: a trace of some steps, and what it adds up to
   checkpoints/                  Orbax checkpoints: weights, averages, optimiser, data order
   samples/step_*.png            a picture of samples every config.train.sample_every steps
   classifier.safetensors        the classifier of the real training split that judges samples
@@ -53,6 +55,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-evaluate", action="store_true", help="only train; the report has no evaluation then"
     )
+    parser.add_argument(
+        "--profile", nargs="?", const="11:5", metavar="FIRST:COUNT",
+        help="trace COUNT steps, from the FIRST that this start takes (11:5 unless given), into "
+        "WORKDIR/profile; the report then says where their time went",
+    )  # fmt: skip
     add_hosts(parser)
 
 
@@ -68,12 +75,14 @@ def _run(args: argparse.Namespace, console: Any) -> int:
     from jdiff import assess, config, report, runs
     from jdiff.data.patience import Unreadable
     from jdiff.parallel import hosts
+    from jdiff.profiling import tracer
     from jdiff.train import Stopped, train
 
     first = hosts.line().first
     settings = config.load(args.config, args.overrides)
+    profile = None if args.profile is None else tracer.profile(args.profile)
     try:
-        result = train(settings, args.workdir, console)
+        result = train(settings, args.workdir, console, profile)
     except Stopped as stop:
         if first:
             print(stop, file=sys.stderr)
