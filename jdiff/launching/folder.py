@@ -290,7 +290,7 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
 
 def _last_line(path: pathlib.Path) -> dict[str, Any]:
     """The last training line of metrics.jsonl that is whole."""
-    for text in reversed(attempts.tail(path, 8192)):
+    for text in reversed(attempts.tail(path, 16_384)):
         try:
             line = json.loads(text)
         except ValueError:
