@@ -199,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed here: devices are the run's
-    from jdiff import config, runs
+    from jdiff import config
     from jdiff.launching import jobs, local_processes, task
 
     module = _module(args.platform)
@@ -233,6 +233,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     jobs.refuse_second(home, _module)
     if here:
+        from jdiff import runs
+
         runs.claim(pathlib.Path(workdir), settings)
     if args.platform == "local" and not args.detach:
         planned.write()

@@ -15,7 +15,7 @@ from jdiff.launching import programs, tpu_slices
 from jdiff.launching.jobs import Job, Standing
 from jdiff.launching.task import ENDS, Plan, Task, peers
 
-_PORT = 8476  # of the coordinator; jax's own choice on TPUs
+_PORT = 8476  # of the coordinator
 _CONTAINER = "jdiff"
 _JOB = "hosts"  # the replicated job: pods are NAME-hosts-SLICE-HOST
 _CONFIG = "/tmp/jdiff-config.json"
@@ -71,8 +71,6 @@ def plan(task: Task, options: Options, folder: pathlib.Path) -> Plan:
       UserError: no image or accelerator, a topology that does not exist for it, options of TPUs
         with GPUs or the other way round, or a mount that cannot be read.
     """
-    import yaml
-
     made = manifest(task, options, folder.name)
     path = folder / "jobset.yaml"
     warnings = []
@@ -84,10 +82,26 @@ def plan(task: Task, options: Options, folder: pathlib.Path) -> Plan:
         )
     return Plan(
         folder=folder,
-        files={path: yaml.safe_dump(made, sort_keys=False, width=100)},
+        files={path: _yaml(made)},
         commands=(("kubectl", "create", f"--namespace={options.namespace}", "-f", str(path)),),
         warnings=tuple(warnings),
     )
+
+
+def _yaml(tree: dict[str, Any]) -> str:
+    """As YAML, scripts as blocks."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    def text(dumper: Any, value: str) -> Any:
+        style = "|" if "\n" in value else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
+    return yaml.dump(tree, Dumper=Dumper, sort_keys=False, width=1000)
 
 
 def manifest(task: Task, options: Options, name: str) -> dict[str, Any]:
@@ -185,7 +199,7 @@ def _pod(task: Task, options: Options, hosts: _Hosts, name: str) -> dict[str, An
                 "image": options.image,
                 "command": ["bash", "-c", "\n".join(lines) + "\n"],
                 "env": env,
-                "ports": [{"containerPort": _PORT}, *([{"containerPort": 8471}] * hosts.tpu)],
+                "ports": [{"containerPort": 8471 if hosts.tpu else _PORT, "protocol": "TCP"}],
                 "resources": {"limits": {hosts.resource: hosts.each}},
                 "volumeMounts": mounts,
             }

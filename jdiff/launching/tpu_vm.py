@@ -67,7 +67,9 @@ def plan(task: Task, options: Options, folder: pathlib.Path) -> Plan:
     remote = f"{_HOME}/{folder.name}"
     path = folder / "worker.sh"
     commands = [_create(options, slice_)] if options.create and slice_ else []
-    start = f"bash {remote}/worker.sh >>{remote}/log.txt 2>&1 </dev/null &"
+    # Nothing of it may hold ssh's own output open, or ssh would wait for it.
+    log = f">>{remote}/log.txt 2>&1 </dev/null"
+    start = f"{{ setsid nohup bash {remote}/worker.sh {log} & }}; echo started"
     commands += [
         _ssh(options, "all", f"mkdir -p {remote}"),
         _gcloud(options, "scp", str(path), f"{options.tpu}:{remote}/", "--worker=all"),
@@ -75,7 +77,7 @@ def plan(task: Task, options: Options, folder: pathlib.Path) -> Plan:
     if options.copy is not None:
         target = f"{options.tpu}:{remote}/code"
         commands.append(_gcloud(options, "scp", "--recurse", options.copy, target, "--worker=all"))
-    commands.append(_ssh(options, "all", f"setsid nohup {start} echo started"))
+    commands.append(_ssh(options, "all", start))
     warnings = []
     mounted = [where for _, where in options.mounts]
     hosts = slice_.hosts if slice_ else 2
