@@ -12,7 +12,7 @@ import numpy as np
 
 
 def dense(p, x):
-    y = x @ p["kernel"].astype(x.dtype)
+    y = jnp.tensordot(x, p["kernel"].astype(x.dtype), 1)
     return y + p["bias"].astype(x.dtype) if "bias" in p else y
 
 
@@ -96,7 +96,7 @@ def dit(fields, params, x, t, cond, dtype=jnp.float32):
 
     def block(h, p):
         shift1, scale1, gate1, shift2, scale2, gate2 = parts(p["modulation"], c, 6, dtype)
-        q, k, v = jnp.split(dense(p["qkv"], modulate(h, scale1, shift1)), 3, axis=-1)
+        q, k, v = jnp.unstack(dense(p["qkv"], modulate(h, scale1, shift1)), axis=-2)
         h = h + gate1 * dense(p["project"], attention(q, k, v, heads))
         return h + gate2 * mlp(p, modulate(h, scale2, shift2)), None
 

@@ -18,8 +18,10 @@ from jdiff.denoisers import Network, network
 from jdiff.errors import UserError, accepted, call, choose
 from jdiff.losses.denoising import normal
 from jdiff.objective import objective
+from jdiff.parallel.all_to_all import all_to_all
 from jdiff.parallel.layout import CONVOLUTIONAL, Layout
 from jdiff.parallel.mesh import AXES
+from jdiff.parallel.ring import ring
 from jdiff.parallel.shardings import of_state
 from jdiff.predictions import Parameterization, parameterization
 from jdiff.pytree import Array, PyTree, is_concrete
@@ -222,7 +224,7 @@ def build(
         optimizer = constrained(optimizer)  # EDM2: every step ends with weights of unit length
     return Experiment(
         config=config,
-        apply=apply.with_layout(layout),
+        apply=_laid_out(apply, config, layout),
         build=construct,
         schedule=schedule,
         parameterization=parameterization(**config.parameterization),
@@ -265,6 +267,23 @@ def layout(config: ml_collections.ConfigDict, mesh: Any = None) -> Layout:
             )
     mesh = parallel.make({axis: c[axis] for axis in AXES}) if mesh is None else mesh
     return parallel.layout.layout(mesh, rules, c.rules)
+
+
+def _laid_out(apply: Any, config: ml_collections.ConfigDict, layout: Layout | None) -> Any:
+    """The network on the layout, with attention that goes over split tokens."""
+    from jdiff.models.attention import by_head
+
+    apply = apply.with_layout(layout)
+    if layout is None or layout.mesh.shape["sequence"] == 1:
+        return apply
+    kernels = {"ring": ring, "all_to_all": lambda layout: all_to_all(layout, by_head)}
+    name = choose("config.mesh.attention", config.mesh.attention, kernels)
+    if name == "ring" and config.loss.name == "meanflow":
+        raise UserError(
+            "config.mesh.attention='ring' has no forward-mode derivatives, which the loss "
+            "'meanflow' takes; give 'all_to_all'."
+        )
+    return apply.with_attention(kernels[name](layout), "attention")  # not that to a whole text
 
 
 def check(exp: Experiment, info: Any) -> None:

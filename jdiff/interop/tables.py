@@ -3,7 +3,7 @@
 A table is a tuple of rules, each for a module (or a single leaf) and all its numbered siblings:
 
     Rule("blocks/{i}/q", "transformer_blocks.{i}.attn.to_q", linear)
-    Rule("blocks/{i}/qkv", ("blocks.{i}.to_q", "blocks.{i}.to_k", "blocks.{i}.to_v"), linear)
+    Rule("blocks/{i}/qkv", ("blocks.{i}.to_q", "blocks.{i}.to_k", "blocks.{i}.to_v"), linears(1))
     Rule("label", "y_embedder.embedding_table.weight", leaf)
 
 The same table is read in both directions. Where our blocks are stacked for a scan, "{i}/" is absent
@@ -43,9 +43,13 @@ transposed = Move(lambda a: a.T, lambda a: a.T)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Kind:
-    """How a module's leaves correspond: {our leaf: (their leaf, move)}; "" is the path itself."""
+    """How a module's leaves correspond: {our leaf: (their leaf, move)}; "" is the path itself.
+
+    Several of theirs in one of ours are joined along `axis` of ours.
+    """
 
     leaves: Mapping[str, tuple[str, Move]]
+    axis: int = -1
 
 
 linear = Kind({"kernel": ("weight", transposed), "bias": ("bias", same)})
@@ -74,6 +78,14 @@ conv_linear = Kind(
 
 
 @functools.cache
+def linears(count: int) -> Kind:
+    """`count` maps in one tensor of theirs, [n out, in], that are one `Linear` [in, n, out]."""
+    kernel = Move(lambda a: a.T.reshape(a.shape[1], count, -1), lambda a: a.reshape(len(a), -1).T)
+    bias = Move(lambda a: a.reshape(count, -1), lambda a: a.reshape(-1))
+    return Kind({"kernel": ("weight", kernel), "bias": ("bias", bias)}, axis=-2)
+
+
+@functools.cache
 def patch(size: int) -> Kind:
     """A convolution over patches `[O, C, p, p]` that is a `Linear` on our (row, column, C)."""
 
@@ -88,7 +100,7 @@ def patch(size: int) -> Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Our module `ours` holds what `theirs` hold; several are joined along our last axis.
+    """Our module `ours` holds what `theirs` hold; several are joined along the kind's axis.
 
     `first` is the number that theirs begin with where ours begin with 0.
     """
@@ -128,6 +140,7 @@ class Entry(NamedTuple):
     keys: tuple[tuple[str, ...], ...]  # a tuple of parts a layer; one layer if not stacked
     stacked: bool
     move: Move
+    axis: int = -1
 
 
 def plan(
@@ -192,7 +205,7 @@ def _entry(
             tuple(".".join(filter(None, (part.format(**numbers, **n), theirs))) for part in parts)
             for n in layers
         )
-        return Entry(path, shape, keys, stacked_over is not None, move)
+        return Entry(path, shape, keys, stacked_over is not None, move, rule.kind.axis)
     return None
 
 
@@ -236,7 +249,8 @@ def check(
         for layer in entry.keys:
             if not all(key in given for key in layer):
                 continue
-            shape = _joined_shape([entry.move.ours(hollow(given[key].shape)) for key in layer])
+            views = [entry.move.ours(hollow(given[key].shape)) for key in layer]
+            shape = _joined_shape(views, entry.axis)
             if shape != entry.shape[entry.stacked :]:
                 found = ", ".join(f"{key} {list(given[key].shape)}" for key in layer)
                 bent.append(f"{found} for {'/'.join(entry.path)} {list(entry.shape)}")
@@ -254,10 +268,14 @@ def hollow(shape: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(np.zeros((), np.uint8), shape)
 
 
-def _joined_shape(parts: Sequence[np.ndarray]) -> tuple[int, ...] | None:
-    if len({part.shape[:-1] for part in parts}) > 1:
+def _joined_shape(parts: Sequence[np.ndarray], axis: int) -> tuple[int, ...] | None:
+    others = {tuple(np.delete(part.shape, axis)) for part in parts if part.ndim}
+    if len(others) > 1:
         return None
-    return (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts)) if parts[0].ndim else ()
+    shape = list(parts[0].shape)
+    if shape:
+        shape[axis] = sum(part.shape[axis] for part in parts)
+    return tuple(shape)
 
 
 def fill(entry: Entry, given: Mapping[str, np.ndarray], dtype: np.dtype) -> np.ndarray:
@@ -267,8 +285,9 @@ def fill(entry: Entry, given: Mapping[str, np.ndarray], dtype: np.dtype) -> np.n
         target, start = (out[n] if entry.stacked else out), 0
         for key in layer:
             view = entry.move.ours(given[key])
-            stop = start + (view.shape[-1] if view.ndim else 0)
-            _copy(view, target[..., start:stop] if view.ndim else target)
+            stop = start + (view.shape[entry.axis] if view.ndim else 0)
+            there = (..., slice(start, stop), *(slice(None),) * (-1 - entry.axis))
+            _copy(view, target[there] if view.ndim else target)
             start = stop
     return out
 
@@ -288,7 +307,7 @@ def split(entry: Entry, value: np.ndarray) -> dict[str, np.ndarray]:
     for n, layer in enumerate(entry.keys):
         mine = value[n] if entry.stacked else value
         # Parts of one leaf are alike: q, k and v, or a scale and a shift.
-        parts = np.split(mine, len(layer), axis=-1) if len(layer) > 1 else [mine]
+        parts = np.split(mine, len(layer), axis=entry.axis) if len(layer) > 1 else [mine]
         found.update(zip(layer, (entry.move.theirs(part) for part in parts)))
     return found
 

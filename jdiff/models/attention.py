@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jdiff.errors import UserError, choose
+from jdiff.parallel.shards import nearest
+from jdiff.parallel.tokens import parts
 
 #: (q `[B, *grid, heads, D]`, k and v `[B, *places, heads, D]`) -> like q. Where the network masks
 #: places it also gets mask=, bool `[B, 1 or heads, 1 or queries, places]`, True where to look.
@@ -137,7 +139,18 @@ class Attention(nnx.Module):
     def __call__(
         self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None
     ) -> jax.Array:
-        """What each query receives: `[B, *grid, C]`; places where `mask` is False are not seen."""
+        """What each query receives: `[B, *grid, C]`; places where `mask` is False are not seen.
+
+        Raises:
+            UserError: if the layout splits heads over a number of devices that does not divide
+                them.
+        """
+        over = parts("heads")
+        if self.heads % over:
+            raise UserError(
+                f"mesh.tensor={over}: {self.heads} heads do not divide over {over} devices; "
+                f"{nearest(self.heads, over)}."
+            )
         split = (a.reshape(*a.shape[:-1], self.heads, -1) for a in (q, k, v))
         masked = {} if mask is None else {"mask": mask}
         return self.kernel(*split, **masked).reshape(q.shape)

@@ -21,6 +21,7 @@ from jdiff.models.layers import LayerNorm, layer_norm, run
 from jdiff.models.remat import named
 from jdiff.models.scalars import Scalars
 from jdiff.parallel.layout import TRANSFORMER
+from jdiff.parallel.tokens import hold
 
 
 class DiT(nnx.Module):
@@ -148,7 +149,7 @@ class DiT(nnx.Module):
         h = self.embed_patches(patchify(x, self.patch))
         spacing = grid_spacing(rows, columns, self.image_size, self.patch)
         h = h + layers.grid_embedding(rows, columns, self.width, spacing).astype(self.dtype)
-        h = h.reshape(h.shape[0], rows, columns, self.width)
+        h = hold(h.reshape(h.shape[0], rows, columns, self.width))
         h, inputs = self.block.enter(h, self.embed(t, cond))
         if self.scan:
             h = stacked.scan(self.blocks, h, *inputs, remat=self.remat)

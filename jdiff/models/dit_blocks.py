@@ -12,6 +12,7 @@ Only the code of adaLN-Zero was published. The others follow the text and have t
 that its figure of Gflops implies; their layers start as those of adaLN-Zero do.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -22,11 +23,16 @@ from jdiff.models import layers
 from jdiff.models.attention import Attention
 from jdiff.models.initializers import Init, xavier_uniform, zeros
 from jdiff.models.layers import LayerNorm, Linear, layer_norm
+from jdiff.parallel import tokens as sequences
+from jdiff.parallel.tokens import hold
 
 
-def linear(features_in: int, features_out: int, *, init: Init | None = None, **changes) -> Linear:
-    """A linear layer that starts Xavier-uniform, unless `init` is given."""
-    init = init or xavier_uniform(features_in, features_out)
+def linear(
+    features_in: int, features_out: int | tuple[int, int], *, init: Init | None = None, **changes
+) -> Linear:
+    """A linear layer that starts Xavier-uniform as one matrix, unless `init` is given."""
+    wide = features_out if isinstance(features_out, int) else math.prod(features_out)
+    init = init or xavier_uniform(features_in, wide)
     return Linear(features_in, features_out, init=init, **changes)
 
 
@@ -48,7 +54,7 @@ class _Block(layers.ResidualBlock):
         kinds = {"dtype": dtype, "rngs": rngs}
         self.mlp_eps = mlp_eps
         self.attention = Attention(heads)
-        self.qkv = linear(width, 3 * width, axes=("embed", "heads"), **kinds)
+        self.qkv = linear(width, (3, width), axes=("embed", None, "heads"), **kinds)
         self.project = linear(width, width, axes=("heads", "embed"), **kinds)
         self.mlp1 = linear(width, hidden, axes=("embed", "mlp"), **kinds)
         self.mlp2 = linear(hidden, width, axes=("mlp", "embed"), **kinds)
@@ -58,8 +64,8 @@ class _Block(layers.ResidualBlock):
         """The tokens of the image, [B, rows, columns, width]."""
         return h
 
-    def _attend(self, y: jax.Array) -> jax.Array:
-        return self.project(self.attention(*jnp.split(self.qkv(y), 3, axis=-1)))
+    def _attend(self, y: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        return self.project(self.attention(*jnp.unstack(self.qkv(y), axis=-2), mask))
 
     def _mlp(self, y: jax.Array) -> jax.Array:
         return self.mlp2(jax.nn.gelu(self.mlp1(y), approximate=True))
@@ -85,8 +91,8 @@ class AdaLN(_Block):
     def __call__(self, h: jax.Array, c: jax.Array) -> jax.Array:
         """Tokens h [B, *grid, width] and conditioning c [B, width] to tokens like h."""
         shift1, scale1, shift2, scale2 = self._vectors(h, c)
-        h = h + self._attend(layer_norm(h) * (1 + scale1) + shift1)
-        return h + self._mlp(layer_norm(h, eps=self.mlp_eps) * (1 + scale2) + shift2)
+        h = hold(h + self._attend(layer_norm(h) * (1 + scale1) + shift1))
+        return hold(h + self._mlp(layer_norm(h, eps=self.mlp_eps) * (1 + scale2) + shift2))
 
     def _vectors(self, h: jax.Array, c: jax.Array) -> list[jax.Array]:
         return jnp.split(layers.expand(self.modulation(c), h), self.vectors, axis=-1)
@@ -101,9 +107,9 @@ class AdaLNZero(AdaLN):
     def __call__(self, h: jax.Array, c: jax.Array) -> jax.Array:
         """Tokens h [B, *grid, width] and conditioning c [B, width] to tokens like h."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self._vectors(h, c)
-        h = h + gate1 * self._attend(layer_norm(h) * (1 + scale1) + shift1)
+        h = hold(h + gate1 * self._attend(layer_norm(h) * (1 + scale1) + shift1))
         y = layer_norm(h, eps=self.mlp_eps) * (1 + scale2) + shift2
-        return h + gate2 * self._mlp(y)
+        return hold(h + gate2 * self._mlp(y))
 
 
 class InContext(_Block):
@@ -118,19 +124,22 @@ class InContext(_Block):
 
     @staticmethod
     def enter(h: jax.Array, tokens: Sequence[jax.Array]) -> tuple[jax.Array, tuple]:
-        """The sequence of image tokens, row by row, then the others."""
-        more = jnp.stack(tokens, axis=1).astype(h.dtype)
-        return jnp.concatenate([h.reshape(h.shape[0], -1, h.shape[-1]), more], axis=1), ()
+        """The sequence of image tokens, row by row, then the others; which of them are seen."""
+        h = h.reshape(h.shape[0], -1, h.shape[-1])
+        more, seen = sequences.fill(jnp.stack(tokens, axis=1).astype(h.dtype))
+        inputs = () if seen is None else (sequences.mask(h.shape[1], seen),)
+        return sequences.join(h, more), inputs
 
     @staticmethod
     def leave(h: jax.Array, rows: int, columns: int) -> jax.Array:
         """The tokens of the image, [B, rows, columns, width]."""
-        return h[:, : rows * columns].reshape(h.shape[0], rows, columns, -1)
+        image, _ = sequences.part(h, rows * columns)
+        return image.reshape(h.shape[0], rows, columns, -1)
 
-    def __call__(self, h: jax.Array) -> jax.Array:
-        """Tokens [B, N, width] to the same."""
-        h = h + self._attend(self.norm1(h))
-        return h + self._mlp(self.norm2(h))
+    def __call__(self, h: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Tokens [B, N, width] to the same; `mask` [B, 1, 1, N], where all look."""
+        h = hold(h + self._attend(self.norm1(h), mask))
+        return hold(h + self._mlp(self.norm2(h)))
 
 
 class CrossAttention(InContext):
@@ -144,7 +153,7 @@ class CrossAttention(InContext):
         self.cross_attention = Attention(heads)
         self.cross_norm = LayerNorm(width, eps=1e-6, rngs=rngs)
         self.cross_q = linear(width, width, axes=("embed", "heads"), **kinds)
-        self.cross_kv = linear(width, 2 * width, axes=("embed", "heads"), **kinds)
+        self.cross_kv = linear(width, (2, width), axes=("embed", None, "heads"), **kinds)
         self.cross_project = linear(width, width, axes=("heads", "embed"), **kinds)
 
     @staticmethod
@@ -156,10 +165,11 @@ class CrossAttention(InContext):
 
     def __call__(self, h: jax.Array, tokens: jax.Array) -> jax.Array:
         """Tokens h [B, *grid, width] and others [B, places, width] to tokens like h."""
-        h = h + self._attend(self.norm1(h))
-        k, v = jnp.split(self.cross_kv(tokens), 2, axis=-1)
-        h = h + self.cross_project(self.cross_attention(self.cross_q(self.cross_norm(h)), k, v))
-        return h + self._mlp(self.norm2(h))
+        h = hold(h + self._attend(self.norm1(h)))
+        k, v = jnp.unstack(self.cross_kv(tokens), axis=-2)
+        seen = self.cross_attention(self.cross_q(self.cross_norm(h)), k, v)
+        h = hold(h + self.cross_project(seen))
+        return hold(h + self._mlp(self.norm2(h)))
 
 
 #: The blocks by name, as the field `block` gives them.

@@ -16,10 +16,13 @@ from flax import nnx
 from jdiff.models import joint, layers, rope
 from jdiff.models.attention import Attention
 from jdiff.models.dit import patchify, unpatchify
-from jdiff.models.initializers import zeros
+from jdiff.models.initializers import param, xavier_uniform, zeros
 from jdiff.models.joint import QKV, JointBlock
 from jdiff.models.layers import layer_norm
 from jdiff.models.remat import named
+from jdiff.parallel import tokens
+from jdiff.parallel.layout import TRANSFORMER
+from jdiff.parallel.tokens import hold
 
 
 class Flux(nnx.Module):
@@ -47,6 +50,8 @@ class Flux(nnx.Module):
     Raises:
         ValueError: if a field is out of range or an input does not fit.
     """
+
+    rules = TRANSFORMER  # how it is split over devices
 
     def __init__(
         self,
@@ -118,17 +123,19 @@ class Flux(nnx.Module):
         )
         joint.check_text(self, cond, len(x), width=self.text_width, pooled=self.pooled_width)
         rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
-        length = cond["text"].shape[1]
+        text, mask = joint.text_tokens(cond, rows * columns)
+        length = text.shape[1]
         positions = np.pad(rope.grid([0], range(rows), range(columns)), [(length, 0), (0, 0)])
         angles = rope.angles(positions, self.rope_dims, self.theta)  # text is at the origin
-        mask = joint.joint_mask(cond, rows * columns)
         c = self.conditions(t, cond)
 
-        h = (self.embed_patches(patchify(x, self.patch)), self.embed_text(cond["text"]))
+        h = (hold(self.embed_patches(patchify(x, self.patch))), hold(self.embed_text(text)))
         turns = (angles[length:], None)
         image, text = joint.through(self.blocks, h, c, mask, turns, remat=self.remat)
-        h = jnp.concatenate([text, image], axis=1)
-        h = joint.through(self.singles, h, c, mask, angles, remat=self.remat)[:, length:]
+        h = hold(tokens.join(text, image))
+        turn = tokens.join(angles[None, :length], angles[None, length:])[0]
+        h = joint.through(self.singles, h, c, mask, turn, remat=self.remat)
+        _, h = tokens.part(h, length)
         scale, shift = jnp.split(self.modulation(c)[:, None], 2, axis=-1)
         h = self.out(layer_norm(h) * (1 + scale) + shift)
         return unpatchify(h, self.patch, rows, columns).astype(jnp.float32)
@@ -145,8 +152,8 @@ class SingleBlock(layers.ResidualBlock):
         self.attention = Attention(heads)
         self.modulation = linear(width, 3 * width, "embed", None, init=zeros)
         self.qkv = QKV(width, heads, qk_norm=True, dtype=dtype, rngs=rngs)
-        self.mlp = linear(width, 4 * width, "embed", "mlp")
-        self.out = linear(5 * width, width, "mlp", "embed")
+        self.mlp = linear(width, (4, width), "embed", None, "mlp")
+        self.out = Joining(width, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, h: jax.Array, c: jax.Array, mask: jax.Array | None, angles: jax.Array
@@ -154,9 +161,27 @@ class SingleBlock(layers.ResidualBlock):
         """Tokens h [B, N, width], text first, to the same; see `JointBlock`."""
         shift, scale, gate = jnp.split(self.modulation(c)[:, None], 3, axis=-1)
         y = layer_norm(h) * (1 + scale) + shift
-        attended = self.attention(*self.qkv(y, angles), mask)
-        hidden = jax.nn.gelu(self.mlp(y), approximate=True)
-        return h + gate * self.out(jnp.concatenate([attended, hidden], axis=-1))
+        q, k, v, *hidden = self.qkv(y, angles, self.mlp)
+        attended = self.attention(q, k, v, mask)
+        hidden = [jax.nn.gelu(part, approximate=True) for part in hidden]
+        return hold(h + gate * self.out(jnp.stack([attended, *hidden], axis=-2)))
+
+
+class Joining(nnx.Module):
+    """A linear map of five vectors side by side, each of which may be split over devices."""
+
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.dtype = dtype
+        rule = xavier_uniform(5 * width, width)
+        self.kernel = param(rngs, (5, width, width), rule, (None, "mlp", "embed"))
+        self.bias = param(rngs, (width,), zeros, ("embed",))
+
+    def __call__(self, parts: jax.Array) -> jax.Array:
+        """Map [..., 5, width] to [..., width]."""
+        kernel = self.kernel.fetched(lambda w: w.astype(self.dtype))
+        return jnp.tensordot(parts.astype(self.dtype), kernel, 2) + self.bias[...].astype(
+            self.dtype
+        )
 
 
 def flux_dev(**changes) -> dict:

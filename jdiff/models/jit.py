@@ -23,6 +23,9 @@ from jdiff.models.initializers import normal, param, zeros
 from jdiff.models.layers import RMSNorm, run
 from jdiff.models.remat import named
 from jdiff.models.scalars import Scalars
+from jdiff.parallel import tokens as sequences
+from jdiff.parallel.layout import TRANSFORMER
+from jdiff.parallel.tokens import hold
 
 
 class JiT(nnx.Module):
@@ -50,6 +53,8 @@ class JiT(nnx.Module):
     Raises:
         ValueError: if a field is out of range or an input does not fit.
     """
+
+    rules = TRANSFORMER  # how it is split over devices
 
     def __init__(
         self,
@@ -141,12 +146,16 @@ class JiT(nnx.Module):
 
         h = self.patches2(self.patches1(patchify(x, self.patch)))
         h = h + layers.grid_embedding(rows, columns, self.width).astype(self.dtype)
-        h = self._run(self.blocks, h, c, turn)
+        h = self._run(self.blocks, hold(h), c, turn)
         if self.context_blocks is not None:
             tokens = (label[:, None] + self.context_places[...]).astype(self.dtype)
-            h = jnp.concatenate([tokens, h], axis=1)
-            turn = jnp.concatenate([jnp.zeros((self.context, half)), turn])  # they have no place
-            h = self._run(self.context_blocks, h, c, turn)[:, self.context :]
+            tokens, seen = sequences.fill(tokens)
+            length = tokens.shape[1]
+            mask = sequences.mask(length if seen is None else seen, h.shape[1])
+            still = jnp.zeros((1, length, half))  # they have no place
+            turn = sequences.join(still, turn[None])[0]
+            h = self._run(self.context_blocks, hold(sequences.join(tokens, h)), c, turn, mask)
+            _, h = sequences.part(h, length)
         shift, scale = jnp.split(layers.expand(self.modulation(c), h), 2, axis=-1)
         h = self.out(self.norm(h) * (1 + scale) + shift)
         return unpatchify(h, self.patch, rows, columns).astype(jnp.float32)
@@ -164,11 +173,11 @@ class JiT(nnx.Module):
         label = jnp.take(self.label[...], cond["label"], axis=0, mode="fill")
         return jax.nn.silu(c + label), label
 
-    def _run(self, blocks: nnx.Module, h: jax.Array, c: jax.Array, turn: jax.Array) -> jax.Array:
+    def _run(self, blocks: nnx.Module, h: jax.Array, *inputs: jax.Array | None) -> jax.Array:
         if self.scan:
-            return stacked.scan(blocks, h, c, turn, remat=self.remat)
+            return stacked.scan(blocks, h, *inputs, remat=self.remat)
         for block in blocks:
-            h = run(block, h, c, turn, remat=self.remat)
+            h = run(block, h, *inputs, remat=self.remat)
         return h
 
 
@@ -183,20 +192,22 @@ class Block(layers.ResidualBlock):
         self.norm1, self.norm2 = RMSNorm(width, rngs=rngs), RMSNorm(width, rngs=rngs)
         self.norm_q = RMSNorm(width // heads, rngs=rngs)
         self.norm_k = RMSNorm(width // heads, rngs=rngs)
-        self.qkv = layer(width, 3 * width, axes=("embed", "heads"))
+        self.qkv = layer(width, (3, width), axes=("embed", None, "heads"))
         self.project = layer(width, width, axes=("heads", "embed"))
-        self.mlp1 = layer(width, 2 * hidden, axes=("embed", "mlp"))
+        self.mlp1 = layer(width, (2, hidden), axes=("embed", None, "mlp"))
         self.mlp2 = layer(hidden, width, axes=("mlp", "embed"))
 
-    def __call__(self, h: jax.Array, c: jax.Array, turn: jax.Array) -> jax.Array:
+    def __call__(
+        self, h: jax.Array, c: jax.Array, turn: jax.Array, mask: jax.Array | None = None
+    ) -> jax.Array:
         """Tokens h [B, N, width], c [B, width] and angles [N, D / 2] to tokens like h."""
         vectors = jnp.split(layers.expand(self.modulation(c), h), 6, axis=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = vectors
-        q, k, v = jnp.split(self.qkv(self.norm1(h) * (1 + scale1) + shift1), 3, axis=-1)
+        q, k, v = jnp.unstack(self.qkv(self.norm1(h) * (1 + scale1) + shift1), axis=-2)
         q, k = self._place(q, self.norm_q, turn), self._place(k, self.norm_k, turn)
-        h = h + gate1 * self.project(self.attention(q, k, v))
-        gate, value = jnp.split(self.mlp1(self.norm2(h) * (1 + scale2) + shift2), 2, axis=-1)
-        return h + gate2 * self.mlp2(jax.nn.silu(gate) * value)
+        h = hold(h + gate1 * self.project(self.attention(q, k, v, mask)))
+        gate, value = jnp.unstack(self.mlp1(self.norm2(h) * (1 + scale2) + shift2), axis=-2)
+        return hold(h + gate2 * self.mlp2(jax.nn.silu(gate) * value))
 
     def _place(self, q: jax.Array, norm: RMSNorm, turn: jax.Array) -> jax.Array:
         heads = q.reshape(*q.shape[:-1], self.heads, -1)

@@ -6,6 +6,7 @@ text first. What else the families share is here too: the vector c, and the chec
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -15,9 +16,11 @@ from flax import nnx
 from jdiff.models import layers, stacked
 from jdiff.models.attention import Attention
 from jdiff.models.initializers import Init, normal, xavier_uniform, zeros
-from jdiff.models.layers import Linear, RMSNorm, layer_norm
+from jdiff.models.layers import Linear, RMSNorm, layer_norm, together
 from jdiff.models.rope import rotate
 from jdiff.models.scalars import Scalars
+from jdiff.parallel import tokens
+from jdiff.parallel.tokens import hold
 
 #: Channels of the sinusoids of t.
 WAVES = 256
@@ -25,7 +28,7 @@ WAVES = 256
 
 def linear(
     features_in: int,
-    features_out: int,
+    features_out: int | tuple[int, int],
     *axes: str | None,
     init: Init | None = None,
     bias: bool = True,
@@ -33,7 +36,8 @@ def linear(
     rngs: nnx.Rngs,
 ) -> Linear:
     """A linear layer of these logical axes; Xavier-uniform unless told otherwise, as in DiT."""
-    fields = {"init": init or xavier_uniform(features_in, features_out), "axes": axes}
+    wide = features_out if isinstance(features_out, int) else math.prod(features_out)
+    fields = {"init": init or xavier_uniform(features_in, wide), "axes": axes}
     fields |= {"bias_init": zeros if bias else None, "dtype": dtype, "rngs": rngs}
     return Linear(features_in, features_out, **fields)
 
@@ -93,8 +97,13 @@ class QKV(nnx.Module):
         norm = functools.partial(RMSNorm, width // heads, eps=eps, rngs=rngs)
         self.norm_q, self.norm_k = (norm(), norm()) if qk_norm else (None, None)
 
-    def __call__(self, y: jax.Array, angles: jax.Array | None = None) -> tuple[jax.Array, ...]:
-        """Three arrays like y [B, N, width]; `angles` of the tokens as in `rope.rotate`."""
+    def __call__(
+        self, y: jax.Array, angles: jax.Array | None = None, *others: Linear
+    ) -> tuple[jax.Array, ...]:
+        """Three arrays like y [B, N, width]; `angles` of the tokens as in `rope.rotate`.
+
+        What `others` make of y, in parts of the same width, follows.
+        """
 
         def finish(x: jax.Array, norm: RMSNorm | None) -> jax.Array:
             heads = x.reshape(*x.shape[:-1], self.heads, -1)
@@ -102,7 +111,8 @@ class QKV(nnx.Module):
             heads = heads if angles is None else rotate(heads, angles)
             return heads.reshape(x.shape)
 
-        return finish(self.q(y), self.norm_q), finish(self.k(y), self.norm_k), self.v(y)
+        q, k, *rest = together(y, self.q, self.k, self.v, *others)
+        return finish(q, self.norm_q), finish(k, self.norm_k), *rest
 
 
 class Stream(nnx.Module):
@@ -132,9 +142,9 @@ class Stream(nnx.Module):
     def leave(self, h: jax.Array, attended: jax.Array, vectors: Sequence[jax.Array]) -> jax.Array:
         """The tokens with what they have seen, and the MLP's residual."""
         gate1, shift, scale, gate2 = vectors[2:6]
-        h = h + gate1 * self.project(attended)
+        h = hold(h + gate1 * self.project(attended))
         y = layer_norm(h) * (1 + scale) + shift
-        return h + gate2 * self.mlp2(jax.nn.gelu(self.mlp1(y), approximate=True))
+        return hold(h + gate2 * self.mlp2(jax.nn.gelu(self.mlp1(y), approximate=True)))
 
 
 class JointBlock(layers.ResidualBlock):
@@ -171,7 +181,7 @@ class JointBlock(layers.ResidualBlock):
         Args:
             h: image and text tokens.
             c: what modulates them, [B, width].
-            mask: of the L + N places, text first, as `joint_mask` makes it.
+            mask: of the L + N places, text first, as `tokens.mask` makes it.
             angles: of the image's and the text's tokens, as in `rope.rotate`; None: not turned.
         """
         image, text = h
@@ -179,11 +189,10 @@ class JointBlock(layers.ResidualBlock):
         pairs = zip(
             self.text.enter(text, of_text, angles[1]), self.image.enter(image, of_image, angles[0])
         )
-        q, k, v = (jnp.concatenate(pair, axis=1) for pair in pairs)
-        attended = self.attention(q, k, v, mask)
-        length = text.shape[1]
-        image = self.image.leave(image, attended[:, length:], of_image)
-        return image, self.text.leave(text, attended[:, :length], of_text)
+        q, k, v = (tokens.join(*pair) for pair in pairs)
+        seen = tokens.part(self.attention(q, k, v, mask), text.shape[1])
+        image = self.image.leave(image, seen[1], of_image)
+        return image, self.text.leave(text, seen[0], of_text)
 
 
 def repeated(
@@ -204,15 +213,14 @@ def through(blocks: nnx.Module | stacked.Varied, h, *inputs, remat: bool | str):
     return h
 
 
-def joint_mask(cond: Mapping[str, jax.Array], places: int) -> jax.Array | None:
-    """cond["text_mask"] [B, L] and `places` image tokens as a mask [B, 1, 1, L + places], or None.
+def text_tokens(cond: Mapping[str, jax.Array], places: int) -> tuple[jax.Array, jax.Array | None]:
+    """cond["text"] [B, L, width], and the mask of it and `places` image tokens, or None.
 
-    Where the mask is False, no token sees the text token; without one, all are seen.
+    Where cond["text_mask"] is False, no token sees the text token; without one, all are seen. Text
+    that does not divide over the devices that tokens are split over is filled up, unseen.
     """
-    if cond.get("text_mask") is None:
-        return None
-    mask = cond["text_mask"]
-    return jnp.pad(mask, [(0, 0), (0, places)], constant_values=True)[:, None, None]
+    text, seen = tokens.fill(cond["text"], cond.get("text_mask"))
+    return hold(text), tokens.mask(text.shape[1] if seen is None else seen, places)
 
 
 def check_text(

@@ -17,32 +17,56 @@ from flax import nnx
 
 from jdiff.models.initializers import Axes, Init, ones, param, zeros
 from jdiff.models.remat import checkpoint, named
-from jdiff.parallel.fetch import fetches
+from jdiff.parallel.fetch import fetch, fetches
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias` on the last axis, in `dtype`; `axes` are the kernel's logical axes."""
+    """`x @ kernel + bias` on the last axis, in `dtype`; `axes` are the kernel's logical axes.
+
+    With features_out = (n, m) it is n maps in one product, [..., in] to [..., n, m]. The parts have
+    an axis of their own, so that each can be split over devices: q, k and v head by head.
+    """
 
     def __init__(
         self,
         features_in: int,
-        features_out: int,
+        features_out: int | tuple[int, int],
         *,
         init: Init,
         bias_init: Init | None = zeros,
-        axes: Axes = (None, None),
+        axes: Axes | None = None,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.dtype = jnp.dtype(dtype)
-        self.kernel = param(rngs, (features_in, features_out), init, axes)
-        bias = functools.partial(param, rngs, (features_out,), axes=axes[1:])
+        out = features_out if isinstance(features_out, tuple) else (features_out,)
+        axes = (None,) * (1 + len(out)) if axes is None else axes
+        self.kernel = param(rngs, (features_in, *out), init, axes)
+        bias = functools.partial(param, rngs, out, axes=axes[1:])
         self.bias = None if bias_init is None else bias(bias_init)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [..., features_in] to [..., features_out]."""
-        x = x.astype(self.dtype) @ self.kernel.fetched(lambda w: w.astype(self.dtype))
+        kernel = self.kernel.fetched(lambda w: w.astype(self.dtype))
+        x = jnp.tensordot(x.astype(self.dtype), kernel, 1)
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+
+
+def together(x: jax.Array, *maps: Linear) -> list[jax.Array]:
+    """[y(x) for y in maps], of equal width, in one product; of n maps in one there are n results.
+
+    On split heads its gradient by x is summed over the devices once, not once a map.
+    """
+    dtype, width = maps[0].dtype, maps[0].kernel.shape[-1]
+    kernels = [y.kernel.get_value() for y in maps]
+    parts = [w.astype(dtype).reshape(len(w), -1, width) for w in kernels]
+    axes = maps[0].kernel.get_metadata().get("axes") or (None, None)
+    kernel = fetch(jnp.concatenate(parts, axis=1), (axes[-kernels[0].ndim], None, axes[-1]))
+    y = jnp.tensordot(x.astype(dtype), kernel, 1)
+    if maps[0].bias is not None:
+        biases = [y.bias[...].reshape(-1, width) for y in maps]
+        y = y + jnp.concatenate(biases).astype(dtype)
+    return jnp.unstack(y, axis=-2)
 
 
 class Conv(nnx.Module):

@@ -21,6 +21,7 @@ from jdiff.models.joint import QKV, JointBlock, Stream
 from jdiff.models.layers import layer_norm, run
 from jdiff.models.remat import named
 from jdiff.parallel.layout import TRANSFORMER
+from jdiff.parallel.tokens import hold
 
 
 class MMDiT(nnx.Module):
@@ -133,8 +134,8 @@ class MMDiT(nnx.Module):
         c = self.conditions(t, cond)
         image = self.embed_patches(patchify(x, self.patch))
         image = image + self._positions(rows, columns).astype(self.dtype)
-        h = (image, self.embed_text(cond["text"]))
-        mask = joint.joint_mask(cond, rows * columns)
+        text, mask = joint.text_tokens(cond, rows * columns)
+        h = (hold(image), hold(self.embed_text(text)))
         for blocks in (self.dual_blocks, self.blocks):
             h = joint.through(blocks, h, c, mask, remat=self.remat)
         h, _ = run(self.last, h, c, mask, remat=self.remat)

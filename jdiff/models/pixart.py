@@ -18,8 +18,10 @@ from jdiff.models.attention import Attention
 from jdiff.models.dit import check_image_size, grid_spacing, patchify, unpatchify
 from jdiff.models.dit_blocks import linear
 from jdiff.models.initializers import normal, param, zeros
-from jdiff.models.layers import layer_norm, run
+from jdiff.models.layers import layer_norm, run, together
 from jdiff.models.remat import named
+from jdiff.parallel.layout import TRANSFORMER
+from jdiff.parallel.tokens import hold
 
 
 class PixArt(nnx.Module):
@@ -47,6 +49,8 @@ class PixArt(nnx.Module):
     Raises:
         ValueError: if a field is out of range or an input does not fit.
     """
+
+    rules = TRANSFORMER  # how it is split over devices
 
     def __init__(
         self,
@@ -132,7 +136,7 @@ class PixArt(nnx.Module):
         spacing = grid_spacing(rows, columns, self.image_size, self.patch)
         spacing = tuple(step / self.interpolation for step in spacing)
         h = h + layers.grid_embedding(rows, columns, self.width, spacing).astype(self.dtype)
-        h = h.reshape(h.shape[0], rows, columns, self.width)
+        h = hold(h.reshape(h.shape[0], rows, columns, self.width))
         inputs = (vectors, text) if mask is None else (vectors, text, mask[:, None, None, :])
         if self.scan:
             h = stacked.scan(self.blocks, h, *inputs, remat=self.remat)
@@ -203,11 +207,11 @@ class Block(layers.ResidualBlock):
         rows = _rows(self.table[...] + vectors, self.dtype)
         shift1, scale1, gate1, shift2, scale2, gate2 = (layers.expand(row, h) for row in rows)
         y = layer_norm(h) * (1 + scale1) + shift1
-        h = h + gate1 * self.project(self.attention(self.q(y), self.k(y), self.v(y)))
-        k, v = self.cross_k(text), self.cross_v(text)
-        h = h + self.cross_project(self.cross_attention(self.cross_q(h), k, v, mask))
+        h = hold(h + gate1 * self.project(self.attention(*together(y, self.q, self.k, self.v))))
+        k, v = together(text, self.cross_k, self.cross_v)
+        h = hold(h + self.cross_project(self.cross_attention(self.cross_q(h), k, v, mask)))
         y = layer_norm(h) * (1 + scale2) + shift2
-        return h + gate2 * self.mlp2(jax.nn.gelu(self.mlp1(y), approximate=True))
+        return hold(h + gate2 * self.mlp2(jax.nn.gelu(self.mlp1(y), approximate=True)))
 
 
 def pixart_alpha(image_size: int = 1024, **changes) -> dict:

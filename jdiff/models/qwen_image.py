@@ -19,6 +19,8 @@ from jdiff.models.initializers import zeros
 from jdiff.models.joint import JointBlock
 from jdiff.models.layers import RMSNorm, layer_norm
 from jdiff.models.remat import named
+from jdiff.parallel.layout import TRANSFORMER
+from jdiff.parallel.tokens import hold
 
 
 class QwenImage(nnx.Module):
@@ -45,6 +47,8 @@ class QwenImage(nnx.Module):
     Raises:
         ValueError: if a field is out of range or an input does not fit.
     """
+
+    rules = TRANSFORMER  # how it is split over devices
 
     def __init__(
         self,
@@ -109,13 +113,13 @@ class QwenImage(nnx.Module):
         )
         joint.check_text(self, cond, len(x), width=self.text_width)
         rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
-        places = positions(rows, columns, cond["text"].shape[1])
+        text, mask = joint.text_tokens(cond, rows * columns)
+        places = positions(rows, columns, text.shape[1])
         turns = tuple(rope.angles(place, self.rope_dims, self.theta) for place in places)
-        mask = joint.joint_mask(cond, rows * columns)
         c = self.conditions(t, cond)
 
-        text = self.embed_text(self.text_norm(cond["text"]))
-        h = (self.embed_patches(patchify(x, self.patch)), text)
+        text = self.embed_text(self.text_norm(text))
+        h = (hold(self.embed_patches(patchify(x, self.patch))), hold(text))
         h, _ = joint.through(self.blocks, h, c, mask, turns, remat=self.remat)
         scale, shift = jnp.split(self.modulation(c)[:, None], 2, axis=-1)
         h = self.out(layer_norm(h) * (1 + scale) + shift)

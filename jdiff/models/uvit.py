@@ -19,6 +19,9 @@ from jdiff.models.dit import check_image_size, patchify, unpatchify
 from jdiff.models.initializers import kaiming_uniform, normal, param
 from jdiff.models.layers import Conv, LayerNorm, Linear, run
 from jdiff.models.remat import named
+from jdiff.parallel import tokens as sequences
+from jdiff.parallel.layout import TRANSFORMER
+from jdiff.parallel.tokens import hold
 
 
 class UViT(nnx.Module):
@@ -47,6 +50,8 @@ class UViT(nnx.Module):
     Raises:
         ValueError: if a field is out of range or an input does not fit.
     """
+
+    rules = TRANSFORMER  # how it is split over devices
 
     def __init__(
         self,
@@ -136,10 +141,14 @@ class UViT(nnx.Module):
             )
         h = self.embed_patches(patchify(x, self.patch))
         tokens = [token.astype(h.dtype) for token in self._tokens(t, cond)]
-        h = jnp.concatenate([*tokens, h], axis=1)
-        h = h + self.places[...].astype(h.dtype)
-        h = self._blocks(h)
-        h = self.out(self.norm(h)[:, self.others :])
+        places = self.places[...].astype(h.dtype)
+        tokens = jnp.concatenate(tokens, axis=1) + places[: self.others]
+        tokens, seen = sequences.fill(tokens)
+        length = tokens.shape[1]
+        mask = sequences.mask(length if seen is None else seen, h.shape[1])
+        h = hold(sequences.join(tokens, hold(h + places[self.others :])))
+        _, h = sequences.part(self._blocks(h, mask), length)
+        h = self.out(self.norm(h))
         side = self.image_size // self.patch
         y = unpatchify(h, self.patch, side, side)
         return (y if self.out_conv is None else self.out_conv(y)).astype(jnp.float32)
@@ -157,19 +166,19 @@ class UViT(nnx.Module):
             raise ValueError(f"UViT needs cond['text'] of shape {list(shape)}; cond {given}")
         return [*tokens, self.text(cond["text"])]
 
-    def _blocks(self, h: jax.Array) -> jax.Array:
+    def _blocks(self, h: jax.Array, mask: jax.Array | None) -> jax.Array:
         """h through the encoder, the middle and the decoder, which takes the last skip first."""
         if self.scan:
-            h, skips = stacked.scan_down(self.encoder, h, remat=self.remat)
-            h = run(self.middle, h, remat=self.remat)
-            return stacked.scan_up(self.decoder, h, skips[::-1], remat=self.remat)
+            h, skips = stacked.scan_down(self.encoder, h, mask, remat=self.remat)
+            h = run(self.middle, h, mask, remat=self.remat)
+            return stacked.scan_up(self.decoder, h, skips[::-1], mask, remat=self.remat)
         skips = []
         for block in self.encoder:
-            h = run(block, h, remat=self.remat)
+            h = run(block, h, mask, remat=self.remat)
             skips.append(h)
-        h = run(self.middle, h, remat=self.remat)
+        h = run(self.middle, h, mask, remat=self.remat)
         for block in self.decoder:
-            h = run(block, h, skips.pop(), remat=self.remat)
+            h = run(block, h, skips.pop(), mask, remat=self.remat)
         return h
 
 
@@ -180,15 +189,16 @@ class Block(layers.ResidualBlock):
         layer = functools.partial(_linear, dtype=dtype, rngs=rngs)
         self.attention = Attention(heads)
         self.norm1, self.norm2 = LayerNorm(width, rngs=rngs), LayerNorm(width, rngs=rngs)
-        self.qkv = layer(width, 3 * width, bias_init=None, axes=("embed", "heads"))
+        self.qkv = layer(width, (3, width), bias_init=None, axes=("embed", None, "heads"))
         self.project = layer(width, width, axes=("heads", "embed"))
         self.mlp1 = layer(width, hidden, axes=("embed", "mlp"))
         self.mlp2 = layer(hidden, width, axes=("mlp", "embed"))
 
-    def __call__(self, h: jax.Array) -> jax.Array:
-        """Tokens [B, N, width] to the same."""
-        h = h + self.project(self.attention(*jnp.split(self.qkv(self.norm1(h)), 3, axis=-1)))
-        return h + self.mlp2(jax.nn.gelu(self.mlp1(self.norm2(h)), approximate=False))
+    def __call__(self, h: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Tokens [B, N, width] to the same; `mask` [B, 1, 1, N], where all look."""
+        q, k, v = jnp.unstack(self.qkv(self.norm1(h)), axis=-2)
+        h = hold(h + self.project(self.attention(q, k, v, mask)))
+        return hold(h + self.mlp2(jax.nn.gelu(self.mlp1(self.norm2(h)), approximate=False)))
 
 
 class JoiningBlock(Block):
@@ -198,9 +208,9 @@ class JoiningBlock(Block):
         super().__init__(width, *fields, dtype=dtype, rngs=rngs)
         self.join = _linear(2 * width, width, axes=(None, "embed"), dtype=dtype, rngs=rngs)
 
-    def __call__(self, h: jax.Array, skip: jax.Array) -> jax.Array:
+    def __call__(self, h: jax.Array, skip: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Tokens h and skip [B, N, width] to tokens like h."""
-        return super().__call__(self.join(jnp.concatenate([h, skip], axis=-1)))
+        return super().__call__(self.join(jnp.concatenate([h, skip], axis=-1)), mask)
 
 
 SIZES = {
@@ -240,5 +250,5 @@ def uvit_imagenet(name: str = "H/2", **changes) -> dict:
     return SIZES[size] | latents | {"patch": int(patch)} | changes
 
 
-def _linear(features_in: int, features_out: int, **changes) -> Linear:
+def _linear(features_in: int, features_out: int | tuple[int, int], **changes) -> Linear:
     return Linear(features_in, features_out, **({"init": normal(0.02)} | changes))

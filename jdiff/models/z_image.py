@@ -18,8 +18,11 @@ from jdiff.models.attention import Attention
 from jdiff.models.dit import patchify, unpatchify
 from jdiff.models.initializers import normal, param, zeros
 from jdiff.models.joint import QKV
-from jdiff.models.layers import RMSNorm, layer_norm
+from jdiff.models.layers import RMSNorm, layer_norm, together
 from jdiff.models.remat import named
+from jdiff.parallel import tokens
+from jdiff.parallel.layout import TRANSFORMER
+from jdiff.parallel.tokens import hold
 
 #: The lengths of the sequences of image and text are filled up to multiples of it.
 MULTIPLE = 32
@@ -59,6 +62,8 @@ class ZImage(nnx.Module):
     Raises:
         ValueError: if a field is out of range or an input does not fit.
     """
+
+    rules = TRANSFORMER  # how it is split over devices
 
     def __init__(
         self,
@@ -148,20 +153,19 @@ class ZImage(nnx.Module):
 
         image = _fill(self.embed_patches(patchify(x, self.patch)), self.image_pad[...])
         of_image = angles(image_positions(places.frame, rows, columns, image.shape[1]))
-        image = through(self.image_blocks, image, c, None, of_image)
+        image = through(self.image_blocks, hold(image), c, None, of_image)
 
         text = _fill(self.embed_text(self.text_norm(cond["text"])), self.text_pad[...])
         text = jnp.where(places.text[..., None], text, self.text_pad[...].astype(text.dtype))
         of_text = angles(jnp.pad(places.number[..., None], [(0, 0), (0, 0), (0, 2)]))
         seen = None if places.seen is None else places.seen[:, None, None]
-        text = through(self.text_blocks, text, None, seen, of_text)
+        text = through(self.text_blocks, hold(text), None, seen, of_text)
 
-        if seen is not None:
-            before = [(0, 0)] * 3 + [(image.shape[1], 0)]
-            seen = jnp.pad(seen, before, constant_values=True)
-        h = jnp.concatenate([image, text], axis=1)
-        turns = jnp.concatenate([of_image, of_text], axis=1)
-        h = through(self.blocks, h, c, seen, turns)[:, : rows * columns]
+        length = image.shape[1]
+        seen = tokens.mask(length, text.shape[1] if seen is None else places.seen)
+        turns = tokens.join(of_image, of_text)
+        h = through(self.blocks, hold(tokens.join(image, text)), c, seen, turns)
+        h = tokens.part(h, length)[0][:, : rows * columns]
         scale = self.modulation(jax.nn.silu(c))[:, None]
         h = self.out(layer_norm(h) * (1 + scale))
         return -unpatchify(h, self.patch, rows, columns).astype(jnp.float32)
@@ -219,10 +223,9 @@ class Block(layers.ResidualBlock):
             scale1, gate1, scale2, gate2 = jnp.split(self.modulation(c)[:, None], 4, axis=-1)
             scale1, gate1, scale2, gate2 = 1 + scale1, jnp.tanh(gate1), 1 + scale2, jnp.tanh(gate2)
         q, k, v = self.qkv(self.norm1(h) * scale1, angles)
-        h = h + gate1 * self.norm2(self.project(self.attention(q, k, v, mask)))
-        y = self.norm3(h) * scale2
-        y = self.mlp_out(jax.nn.silu(self.mlp_gate(y)) * self.mlp_in(y))
-        return h + gate2 * self.norm4(y)
+        h = hold(h + gate1 * self.norm2(self.project(self.attention(q, k, v, mask))))
+        gate, y = together(self.norm3(h) * scale2, self.mlp_gate, self.mlp_in)
+        return hold(h + gate2 * self.norm4(self.mlp_out(jax.nn.silu(gate) * y)))
 
 
 class Seats(NamedTuple):

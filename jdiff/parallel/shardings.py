@@ -47,14 +47,14 @@ def of_array(
     """Split as the layout's rules say and, if they leave "fsdp" free, along the largest dimension.
 
     Stacked blocks are split as one block is, and never along the dimension "layers": a scan would
-    fetch each one from wherever it lies. Arrays below `SMALL` elements are whole.
+    fetch each one from wherever it lies. Arrays below `SMALL` elements are not split over "fsdp".
     """
     if tuple(names[:1]) == ("layers",):
         inner = of_array(shape[1:], names[1:], layout).spec
         return jax.NamedSharding(layout.mesh, P(None, *inner) if any(inner) else P())
-    if math.prod(shape) < SMALL:
-        return layout.whole
     spec = layout.spec(names, shape)
+    if math.prod(shape) < SMALL:
+        return jax.NamedSharding(layout.mesh, P() if splits(spec, "fsdp") else spec)
     entries = [*spec, *(None,) * (len(shape) - len(spec))]
     fsdp = layout.mesh.shape["fsdp"]
     if fsdp > 1 and not splits(spec, "fsdp"):

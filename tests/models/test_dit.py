@@ -82,7 +82,8 @@ def test_block_modulates_shift_scale_gate():
     y = jax.jit(apply.merge(params).__call__)(jnp.float32(h), jnp.float32(c))
 
     def linear(name, v):
-        return v @ params[name]["kernel"] + params[name]["bias"]
+        kernel = params[name]["kernel"]
+        return v @ kernel.reshape(len(kernel), -1) + params[name]["bias"].ravel()
 
     def norm(v):
         return (v - v.mean(-1, keepdims=True)) / np.sqrt(v.var(-1, keepdims=True) + 1e-6)
@@ -114,7 +115,7 @@ def test_published_initial_spread():
     assert not np.any(params["out"]["kernel"])
     _, stacked = models.init(lambda r: small(r, width=128, scan=True), KEY)
     kernels = stacked["blocks"]["qkv"]["kernel"]
-    assert kernels.shape == (2, 128, 384)
+    assert kernels.shape == (2, 128, 3, 128)
     assert np.std(kernels) == pytest.approx((2 / (4 * 128)) ** 0.5, rel=0.02)
     assert abs(np.corrcoef(kernels[0].ravel(), kernels[1].ravel())[0, 1]) < 0.03
 

@@ -55,7 +55,7 @@ def test_published_parameter_counts(block, expected, scan):
 
 
 def linear(w, v):
-    return v @ w["kernel"] + w["bias"]
+    return v @ w["kernel"].reshape(len(w["kernel"]), -1) + w["bias"].ravel()
 
 
 def norm(v, w=None, eps=1e-6):

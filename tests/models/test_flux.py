@@ -65,7 +65,8 @@ def test_single_block_is_attention_beside_an_mlp_and_starts_as_the_identity():
     p = jax.tree.map(lambda w: w + 0.5 * random.standard_normal(w.shape, np.float32), params)
 
     def linear(name, v, of=p):
-        return v @ of[name]["kernel"] + of[name]["bias"]
+        kernel, bias = of[name]["kernel"], of[name]["bias"].ravel()
+        return v @ kernel.reshape(v.shape[-1], -1) + bias
 
     shift, scale, gate = np.split(linear("modulation", c)[:, None], 3, -1)
     centred = h - h.mean(-1, keepdims=True)

@@ -72,7 +72,8 @@ def test_block_against_the_formula():
     turn = random.standard_normal((5, 2))
 
     def linear(name, v):
-        return v @ w[name]["kernel"] + w[name]["bias"]
+        kernel = w[name]["kernel"]
+        return v @ kernel.reshape(len(kernel), -1) + w[name]["bias"].ravel()
 
     def norm(name, v):
         return v / np.sqrt((v**2).mean(-1, keepdims=True) + 1e-6) * w[name]["scale"]

@@ -30,7 +30,7 @@ def block():
 
 def run(params, h, mask, angles):
     apply, *_ = block()
-    places = joint.joint_mask({"text_mask": mask}, h[0].shape[1])
+    _, places = joint.text_tokens({"text": h[1], "text_mask": mask}, h[0].shape[1])
     return jax.jit(lambda p: apply.merge(p)(h, C, places, angles))(params)
 
 

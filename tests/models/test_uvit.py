@@ -72,7 +72,8 @@ def test_joining_block_against_the_formula():
     y = jax.jit(apply.merge(w).__call__)(jnp.float32(h), jnp.float32(skip))
 
     def linear(name, v):
-        return v @ w[name]["kernel"] + w[name].get("bias", 0.0)
+        kernel = w[name]["kernel"]
+        return v @ kernel.reshape(len(kernel), -1) + w[name].get("bias", 0.0)
 
     def norm(name, v):
         v = (v - v.mean(-1, keepdims=True)) / np.sqrt(v.var(-1, keepdims=True) + 1e-5)

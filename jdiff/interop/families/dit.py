@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jdiff.errors import UserError, choose
-from jdiff.interop.tables import Family, Rule, leaf, linear, patch
+from jdiff.interop.tables import Family, Rule, leaf, linear, linears, patch
 from jdiff.models.dit import DiT, dit_imagenet
 from jdiff.models.dit_untied import UntiedDiT
 
@@ -91,7 +91,7 @@ def table(fields: Mapping[str, Any]) -> tuple[Rule, ...]:
         Rule("blocks/{i}/time2", f"{emb}.timestep_embedder.linear_2", linear),
         Rule("blocks/{i}/label", f"{emb}.class_embedder.embedding_table.weight", leaf),
         Rule("blocks/{i}/modulation", f"{block}.norm1.linear", linear),
-        Rule("blocks/{i}/qkv", heads, linear),
+        Rule("blocks/{i}/qkv", heads, linears(1)),
         Rule("blocks/{i}/project", f"{block}.attn1.to_out.0", linear),
         Rule("blocks/{i}/mlp1", f"{block}.ff.net.0.proj", linear),
         Rule("blocks/{i}/mlp2", f"{block}.ff.net.2", linear),
@@ -127,7 +127,7 @@ def original_table(fields: Mapping[str, Any]) -> tuple[Rule, ...]:
         Rule("time2", "t_embedder.mlp.2", linear),
         Rule("label", "y_embedder.embedding_table.weight", leaf),
         Rule("blocks/{i}/modulation", "blocks.{i}.adaLN_modulation.1", linear),
-        Rule("blocks/{i}/qkv", "blocks.{i}.attn.qkv", linear),
+        Rule("blocks/{i}/qkv", "blocks.{i}.attn.qkv", linears(3)),
         Rule("blocks/{i}/project", "blocks.{i}.attn.proj", linear),
         Rule("blocks/{i}/mlp1", "blocks.{i}.mlp.fc1", linear),
         Rule("blocks/{i}/mlp2", "blocks.{i}.mlp.fc2", linear),

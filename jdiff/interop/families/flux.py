@@ -9,7 +9,7 @@ import numpy as np
 
 from jdiff.errors import UserError, choose
 from jdiff.interop.families.sd3 import image_rules, text_rules
-from jdiff.interop.tables import Family, Kind, Move, Rule, linear, norm
+from jdiff.interop.tables import Family, Kind, Move, Rule, linear, linears, norm
 from jdiff.models.flux import Flux
 
 CLS = "FluxTransformer2DModel"
@@ -112,6 +112,10 @@ _bias = Move(functools.partial(_channels_last, axis=0), functools.partial(_chann
 patch_in = Kind(linear.leaves | {"kernel": ("weight", _packed(1))})
 patch_out = Kind({"kernel": ("weight", _packed(0)), "bias": ("bias", _bias)})
 
+_five = Move(lambda a: a.T.reshape(5, -1, len(a)), lambda a: a.reshape(-1, a.shape[-1]).T)
+#: A linear layer from what attention and MLP give, side by side, to ours from [..., 5, width].
+from_five = Kind(linear.leaves | {"kernel": ("weight", _five)})
+
 SINGLE = {
     "modulation": ("norm.linear", linear),
     "qkv/q": ("attn.to_q", linear),
@@ -119,8 +123,8 @@ SINGLE = {
     "qkv/v": ("attn.to_v", linear),
     "qkv/norm_q": ("attn.norm_q", norm),
     "qkv/norm_k": ("attn.norm_k", norm),
-    "mlp": ("proj_mlp", linear),
-    "out": ("proj_out", linear),
+    "mlp": ("proj_mlp", linears(4)),
+    "out": ("proj_out", from_five),
 }
 FAMILY = Family(
     cls=CLS,

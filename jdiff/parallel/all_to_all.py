@@ -1,0 +1,76 @@
+"""All-to-all attention: split tokens are exchanged for split heads, and back.
+
+Jacobs et al. 2023 (DeepSpeed-Ulysses, 2309.14509). Each device gets all tokens of some of its
+heads, runs any kernel on them, and gives the result back. Four exchanges of an activation's size,
+however many devices there are; a ring moves as much in every turn.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from jdiff.errors import UserError
+from jdiff.parallel.layout import Layout
+from jdiff.parallel.shards import nearest, shards
+from jdiff.pytree import Array
+
+P = jax.sharding.PartitionSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class AllToAll:
+    """An attention kernel (`models.attention.Kernel`) for tokens that a layout splits."""
+
+    layout: Layout
+    kernel: Any
+
+    def __call__(self, q: Array, k: Array, v: Array, *, mask: Array | None = None) -> Array:
+        """softmax(q k / sqrt(D)) v; q `[B, *grid, heads, D]`, k and v `[B, *places, heads, D]`."""
+        flat = [a.reshape(len(a), -1, *a.shape[-2:]) for a in (q, k, v)]
+        laid = shards(self.layout, "all_to_all", *flat[:2])
+        if laid.count == 1:
+            return self.kernel(q, k, v, **({} if mask is None else {"mask": mask}))
+        heads, over = q.shape[-2], laid.count * laid.over_heads
+        if heads % over:
+            raise UserError(
+                f"attention 'all_to_all': {heads} heads do not divide over {over} devices "
+                f"(mesh.{' x mesh.'.join((*laid.heads, *laid.tokens))}); {nearest(heads, over)}. "
+                "Attention 'ring' takes any number of heads."
+            )
+
+        def body(mask: Array | None, *parts: Array) -> Array:
+            exchange = lambda a, to, by: jax.lax.all_to_all(
+                a, laid.tokens, split_axis=to, concat_axis=by, tiled=True
+            )
+            whole = (exchange(a, 2, 1) for a in parts)
+            out = self.kernel(*whole, **({} if mask is None else {"mask": mask}))
+            return exchange(out, 1, 2)
+
+        ins = (_of_mask(laid, mask), *(laid.places,) * 3)
+        call = jax.shard_map(
+            body, mesh=laid.mesh, in_specs=ins, out_specs=laid.places, check_vma=False
+        )
+        return call(mask, *flat).reshape(q.shape)
+
+
+def all_to_all(layout: Layout, kernel: Any) -> AllToAll:
+    """`kernel` on whole sequences of split heads, over the mesh axes that split "tokens".
+
+    Args:
+      layout: of the network, as in `apply.with_layout(layout).with_attention(...)`.
+      kernel: what attends (`models.attention.Kernel`); `models.attention.by_head` computes maps
+        again in the backward pass.
+
+    Raises:
+      UserError: when called, if the tokens or the heads do not divide over the devices.
+    """
+    return AllToAll(layout, kernel)
+
+
+def _of_mask(laid: Any, mask: Array | None) -> P | None:
+    """Heads as after the exchange, all else whole but the batch."""
+    if mask is None:
+        return None
+    rows = laid.rows if mask.shape[0] > 1 else None
+    return P(rows, (*laid.heads, *laid.tokens) if mask.shape[1] > 1 else None)
