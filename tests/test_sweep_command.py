@@ -163,7 +163,7 @@ def test_of_many_points_those_that_run_or_failed_are_shown():
     text = shown(states, 3)
     rows = [line.split()[0] for line in text.splitlines()[1:]]
     assert rows == ["00", "40", "45"]
-    assert "training (attempt 2)" in text and "4,000/9,000" in text and "1 min 05 s" in text
+    assert "training #2" in text and "4,000/9,000" in text and "1 min 05 s" in text
     assert "0.250" in text and "1,234" in text and "no space left" in text
     assert live.summary(states) == "50 points: 1 running, 1 failed, 48 finished"
 

@@ -8,10 +8,12 @@ from jdiff.launching.folder import STATES, Status, Sweep
 from jdiff.report.figures import duration, number
 
 _COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "stopped": "yellow"}
+_FIGURES = 62  # columns of the terminal that state, step, loss, speed and time take
+_BAR = 16
 _AROUND = 6  # lines of the terminal that the table leaves for its head and the summary
 
 
-def rows(states: Mapping[str, Status], most: int | None = None) -> Any:
+def rows(states: Mapping[str, Status], most: int | None = None, width: int = 160) -> Any:
     """A rich table, a line a point; of more than `most`, those that run or failed come first."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -22,23 +24,35 @@ def rows(states: Mapping[str, Status], most: int | None = None) -> Any:
         first = {"running": 0, "failed": 1, "stopped": 2, "queued": 3, "waiting": 4}
         kept = sorted(shown, key=lambda s: first.get(s.state, 5))[:most]
         shown = [s for s in shown if s in kept]
+    longest = max((len(s.name) for s in shown), default=0)
+    room = width - _FIGURES - longest
+    bars, words = room >= _BAR, room - _BAR >= 12  # what a narrow terminal does without
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("point", overflow="fold")
+    table.add_column("point", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    table.add_column("", width=16)
+    if bars:
+        table.add_column("", width=_BAR - 2)
     for name in ("step", "loss", "images/s", "time"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", overflow="ellipsis", max_width=60, no_wrap=True)
+    if words:
+        table.add_column("", no_wrap=True)
     for s in shown:
-        word = s.doing or s.state
-        again = f" (attempt {s.attempt})" if s.attempt > 1 and s.state == "running" else ""
-        bar = ProgressBar(total=max(s.steps, 1), completed=min(s.step, s.steps), width=16)
-        table.add_row(
-            Text(s.name), Text(word + again, style=_COLOURS.get(s.state, "")), bar,
+        again = f" #{s.attempt}" if s.attempt > 1 and s.state == "running" else ""
+        cells: list[Any] = [
+            Text(s.name), Text((s.doing or s.state) + again, style=_COLOURS.get(s.state, ""))
+        ]  # fmt: skip
+        if bars:
+            done = min(s.step, s.steps)
+            cells.append(ProgressBar(total=max(s.steps, 1), completed=done, width=_BAR - 2))
+        cells += [
             f"{s.step:,}/{s.steps:,}", number(s.loss) if s.loss is not None else "",
             f"{s.rate:,.0f}" if s.rate else "", duration(s.seconds) if s.seconds else "",
-            Text(s.error or (s.where if s.state in ("running", "queued") else ""), style="dim"),
-        )  # fmt: skip
+        ]  # fmt: skip
+        if words:
+            more = s.error or (s.where if s.state in ("running", "queued") else "")
+            left = room - _BAR
+            cells.append(Text(more if len(more) <= left else more[: left - 1] + "…", style="dim"))
+        table.add_row(*cells)
     return table
 
 
@@ -77,6 +91,6 @@ def table(console: Any, sweep: Sweep) -> Iterator[Callable[[dict[str, Status]], 
             most = max(3, console.size.height - _AROUND)
             logs = f"logs in {sweep.folder / 'logs'}; Ctrl-C saves and stops"
             words = Text(f"{summary(states)}; {logs}", style="dim")
-            screen.update(Group(rows(states, most), words))
+            screen.update(Group(rows(states, most, console.width), words))
 
         yield show

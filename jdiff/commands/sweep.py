@@ -250,7 +250,7 @@ def _shown(name: str, args: argparse.Namespace) -> bool:
 def _print_states(console: Any, states: Mapping[str, Any]) -> None:
     from jdiff.commands import live
 
-    console.print(live.rows(states))
+    console.print(live.rows(states, width=console.width))
     _tell(console, live.summary(states))
 
 

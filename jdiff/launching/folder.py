@@ -233,7 +233,7 @@ def status(sweep: Sweep, name: str, queue: Mapping[str, str] | None = None) -> S
     if complete:
         return finished
     state = described.get("state")
-    if note is not None and note.code is not None:
+    if note is not None and (failed or (note.code == exits.OK and not state)):
         state = "stopped" if note.code in _STOPPED else "failed"
     elif note is not None and note.ended is None:
         return dataclasses.replace(
@@ -242,7 +242,7 @@ def status(sweep: Sweep, name: str, queue: Mapping[str, str] | None = None) -> S
     if state == "failed":
         error = attempts.last_words(sweep.folder, name, note)
         return dataclasses.replace(seen, state="failed", error=error)
-    # "running" without a note: somebody trained here by hand, or a damaged attempt's remains.
+    # Stopped also: finished, but more is wanted of it now; and "running" though nobody is at it.
     return dataclasses.replace(seen, state="stopped") if state else seen
 
 

@@ -94,6 +94,8 @@ def test_folders_of_others_are_refused(tmp_path):
         ({"state": "running", "step": 4, "evaluated": False}, None, "stopped"),
         ({"step": 4}, None, "stopped"),  # of fewer steps than are wanted now
         (None, Note(code=2, ended=1.0), "failed"),
+        (None, Note(code=0, ended=1.0), "failed"),  # and has left nothing
+        ({"step": 4}, Note(code=0, ended=1.0), "stopped"),  # more is wanted of it now
         (None, Note(code=75, ended=1.0), "stopped"),
         (None, Note(code=-15, ended=1.0), "stopped"),
         ({}, Note(code=0, ended=1.0), "finished"),
