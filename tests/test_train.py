@@ -12,6 +12,8 @@ from rich.console import Console
 
 from jdiff import experiment, runs, train
 from jdiff.errors import UserError
+from jdiff.profiling import tracer
+from jdiff.profiling.clock import PARTS
 from jdiff.training import checkpoints
 
 
@@ -76,9 +78,45 @@ def test_a_run_directory_holds_all_of_the_run(straight):
 
 
 def test_a_run_that_was_cut_in_two_ends_with_the_same_bits(straight, tmp_path):
+    """And the second part may be traced."""
     go(tiny(steps=3), tmp_path / "run")
-    go(tiny(steps=6), tmp_path / "run")
+    traced = tracer.Profile(first=2, count=2)
+    train.train(tiny(steps=6), tmp_path / "run", Console(quiet=True), traced)
     assert_same_bits(final(tmp_path / "run"), final(straight))
+    summary = json.loads((tmp_path / "run" / "profile" / "summary.json").read_text())
+    assert (summary["steps"], summary["devices"]) == ([5, 6], 4)
+    assert summary["split"]["compute"] > 0 and "all-reduce" in summary["collectives"]
+    assert summary["split"]["samples"] > 0  # step 6 is the last
+
+
+def test_the_lines_account_for_the_wall_time(straight):
+    lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    spent = [line for line in lines if line["kind"] == "spent"]
+    assert [line["step"] for line in spent] == [2, 3, 4, 6, 6]
+    parts = {"compile": 0, "start": 0, "steps": 0, "samples": 0, "checkpoint": 0}
+    for line in spent:
+        parts |= {name: parts[name] + line.get(name, 0.0) for name in parts}
+    assert all(parts.values())
+    total = sum(line.get(name, 0.0) for line in spent for name in PARTS)
+    seconds = json.loads((straight / "run.json").read_text())["wall_seconds"]
+    assert total == pytest.approx(seconds, rel=0.05, abs=2.0)
+
+
+def test_speed_is_told_for_a_chip_and_as_utilisation_where_the_peak_is_known(straight, tmp_path):
+    """This CPU's peak is not known, unless the config says it."""
+    read = lambda run: [
+        line
+        for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if line["kind"] == "train"
+    ]
+    for line in read(straight):
+        assert line["images_per_s_chip"] == pytest.approx(line["images_per_s"] / 4)
+        assert "mfu" not in line
+    speed = json.loads((straight / "run.json").read_text())["speed"]
+    assert speed["peak"] is None
+    go(tiny(steps=2, peak_flops=1e9), tmp_path / "run")
+    (line,) = read(tmp_path / "run")
+    assert line["mfu"] == pytest.approx(line["images_per_s"] / 16 * speed["flops"] / 4e9)
 
 
 def test_a_finished_run_is_left_as_it_is(straight):

@@ -99,11 +99,13 @@ def doing(op_name: str) -> str:
 
 
 def place(stack: Sequence[Frame]) -> str:
-    """Where in the Python an operation comes from: "_Block._mlp, Linear (dit_blocks.py:65)"."""
-    if not stack:
-        return ""
-    names = [frame.function.removesuffix(".__call__") for frame in reversed(stack)]
-    return f"{', '.join(names)} ({os.path.basename(stack[-1].file)}:{stack[-1].line})"
+    """Where in the Python an operation comes from, as
+    "Linear (layers.py:43) in _Block._mlp (dit_blocks.py:65)".
+    """
+    return " in ".join(
+        f"{frame.function.removesuffix('.__call__')} ({os.path.basename(frame.file)}:{frame.line})"
+        for frame in stack
+    )
 
 
 def _prefixed(name: str) -> str | None:

@@ -65,8 +65,8 @@ def recording(
     chosen = steps[wanted.first - 1 : wanted.first - 1 + wanted.count]
     if len(chosen) < wanted.count:
         raise UserError(
-            f"--profile={wanted.first}:{wanted.count}: this start has {len(steps)} steps to take; "
-            f"the last of the traced ones would be the {sum(wanted) - 1}th."
+            f"--profile={wanted.first}:{wanted.count} goes up to step {sum(wanted) - 1} of this "
+            f"start, which has {len(steps)} to take."
         )
     with contextlib.ExitStack() as trace:
         yield _recorded(steps, chosen, workdir, clock, tell, trace)
