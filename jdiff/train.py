@@ -78,10 +78,10 @@ def _train(
     _check(config.train)
     source = patience.readable(config.data.name, config.data.train_split, config.data.data_dir)
     info = experiment.prepared(source.info, config.data)
+    layout = experiment.layout(config)
     frozen = teacher = None
     if config.loss.teacher is not None:
-        frozen, teacher = runs.teacher(config.loss.teacher, info)
-    layout = experiment.layout(config)
+        frozen, teacher = runs.teacher(config.loss.teacher, info, layout.mesh.shape)
     exp = experiment.build(config, info, teacher, layout)
     experiment.check(exp, info)
     experiment.sampler(config, exp.denoiser(None), exp.null)  # its errors now, not in an hour
@@ -115,6 +115,7 @@ def _train(
 
     with (
         checkpoints.opened(workdir, config.train.keep, tell=_teller(console)) as saved,
+        ending.noted(workdir, saved, before, started, write=line.first),
         patience.patient(feed, source, config.data.timeout) as feed,
     ):
         if saved.latest is not None:
@@ -130,7 +131,6 @@ def _train(
         draw = _drawer(exp, config, key_sample, info)
         with (
             logs.opened_metrics(workdir, done, before, write=line.first) as metrics,
-            ending.noted(workdir, saved, before, started, write=line.first),
             logs.progress(console, config.train.steps, done) as tell,
             tracer.recording(
                 profile if line.first else None, workdir,
@@ -194,20 +194,21 @@ def _beginning(
 
     What is split over devices is drawn where it is to live, and never whole anywhere.
     """
-    frozen = jax.device_get(frozen)  # the program puts it where it is to live
     start = lambda params, frozen: steps.start(
         params, key_train, exp.optimizer, exp.averages, frozen
     )
     drawn = lambda key, frozen: start(exp.init(key), frozen)
     shapes = jax.eval_shape(drawn, key_init, frozen)
     placed = exp.placed(shapes)
+    theirs = lambda leaf: leaf.sharding if jax.device_count() > 1 else exp.layout.whole
+    placed = dataclasses.replace(placed, frozen=jax.tree.map(theirs, frozen))
     split = any(not where.is_fully_replicated for where in jax.tree.leaves(placed))
     split |= jax.process_count() > 1
 
     def begin() -> steps.State:
         if exp.config.train.start is not None:
             like = jax.eval_shape(exp.init, key_init)
-            params = jax.device_get(runs.weights(exp.config.train.start, like))
+            params = runs.weights(exp.config.train.start, like, exp.layout.mesh.shape)
             return jax.jit(start, out_shardings=placed)(params, frozen)
         if split:
             return jax.jit(drawn, out_shardings=placed)(key_init, frozen)
@@ -326,7 +327,7 @@ def _drawer(exp: experiment.Experiment, config: Any, key: Array, info: Any) -> A
         denoise, solver, times = experiment.sampler(config, exp.denoiser(params), exp.null)
         return sample(
             key, denoise, times=times, shape=info.shape, num=rows * 8, cond=cond, solver=solver,
-            batch=config.sampling.batch,
+            batch=config.sampling.batch, sharding=exp.layout.batch,
         )  # fmt: skip
 
     return draw
