@@ -14,7 +14,8 @@ BLOCK = re.compile(r"```python\n(.*?)```", re.S)
 
 
 @pytest.mark.parametrize(
-    "chapter", ["solvers.md", "training.md", "few_step.md", "models.md", "interop.md"]
+    "chapter",
+    ["solvers.md", "training.md", "few_step.md", "models.md", "interop.md", "profiling.md"],
 )
 def test_the_code_of_a_chapter_runs(chapter):
     names = {}

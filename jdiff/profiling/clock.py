@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 from jdiff.profiling.intervals import both, total, union
 
-#: How parts are called in a trace: "jdiff:input".
-PREFIX = "jdiff:"
+#: How parts are called in a trace: "jdiff input". With a colon, viewers would leave the first word out.
+PREFIX = "jdiff "
 STEPS = "steps"
 #: In the order in which reports name them.
 PARTS = (STEPS, "input", "checkpoint", "samples", "logging", "compile", "start", "profile", "other")

@@ -60,7 +60,7 @@ def ms(split):
 def host(*parts, steps=((7, 0, 100),)):
     """The loop's thread: parts as (name, start, end)."""
     events = [("train", start, end, {"step_num": n, "_r": 1}) for n, start, end in steps]
-    events += [(f"jdiff:{name}", start, end) for name, start, end in parts]
+    events += [(f"jdiff {name}", start, end) for name, start, end in parts]
     return ("/host:CPU", {"python": events})
 
 
@@ -144,7 +144,7 @@ def test_on_cpu_operations_are_events_of_threads_and_programs_say_what_they_are(
     found = read(("/host:CPU", {
         "python": [
             ("train", 0, 60, {"step_num": 3}), ("train", 60, 100, {"step_num": 4}),
-            ("jdiff:input", 42, 62),
+            ("jdiff input", 42, 62),
         ],
         "tf_XLAPjRtCpuClient/1": [
             ("ThreadpoolListener::Record", 0, 90, {}),

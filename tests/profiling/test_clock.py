@@ -169,4 +169,4 @@ def test_parts_are_named_in_a_trace_while_one_is_recorded(world):
     world.clock.annotated(Annotation)
     with world.clock.part("input"):
         pass
-    assert seen == [("in", "jdiff:input"), ("out", "jdiff:input")]
+    assert seen == [("in", "jdiff input"), ("out", "jdiff input")]
