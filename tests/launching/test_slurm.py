@@ -108,37 +108,72 @@ def test_a_cancelled_job_saves_and_is_not_queued_again(start, tmp_path):
     assert starts(job) == [0] and "task 0 saves" in module.tail(job, 1000)
 
 
-def test_two_processes_train_on_two_nodes(slurm, tmp_path):
-    workdir = tmp_path / "run"
-    small = {
-        "model.channels": 8, "model.multipliers": "1,", "model.blocks": 1, "train.batch_size": 8,
-        "train.steps": 6, "train.log_every": 2, "train.checkpoint_every": 3,
-        "train.sample_every": 1000, "optimizer.warmup": 1,
-    }  # fmt: skip
-    words = [sys.executable, "-m", "jdiff.cli", "launch", "--platform=slurm", "--nodes=2",
-             "--config=configs/digits.py", f"--workdir={workdir}", "--no-evaluate", "--time=20",
-             *(f"--config.{name}={value}" for name, value in small.items())]  # fmt: skip
-    simulated = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}  # on each node
-    done = subprocess.run(words, env=os.environ | simulated, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (job,) = jobs.find(str(workdir))
-    try:
-        stand = until(lambda: (s := module.standing(job)).state not in jobs.GOES_ON and s, 600)
-    finally:
-        programs.call(["scancel", job.id])
-    assert stand.state == "finished", module.tail(job, 40)
-    described = json.loads((workdir / "run.json").read_text())
-    assert described["state"] == "finished"
-    assert len(described["devices"]) == 4  # of both
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]  # one host wrote them
-    shown = subprocess.run(
-        [sys.executable, "-m", "jdiff.cli", "jobs", f"--workdir={workdir}"],
-        capture_output=True, text=True,
+def jdiff(*words, **environ):
+    return subprocess.run(
+        [sys.executable, "-m", "jdiff.cli", *words], env=os.environ | environ, capture_output=True,
+        text=True, timeout=300,
     )  # fmt: skip
-    assert f"finished   slurm {job.id} (run)" in shown.stdout
-    assert "step 6 of 6" in shown.stdout and "trained 6 steps" in shown.stdout
-    assert shown.returncode == 0
+
+
+def launch(workdir, steps):
+    """A training of two processes with two simulated devices each, submitted; its job."""
+    small = {
+        "model.width": 32, "model.depth": 1, "model.heads": 2, "train.batch_size": 8,
+        "train.steps": steps, "train.log_every": 1, "train.checkpoint_every": 10**6,
+        "train.sample_every": 10**6, "sampling.grid.steps": 2, "optimizer.warmup": 1,
+    }  # fmt: skip
+    done = jdiff(
+        "launch", "--platform=slurm", "--nodes=2", "--config=configs/digits_dit_flow.py",
+        f"--workdir={workdir}", "--no-evaluate", "--time=20",
+        *(f"--config.{name}={value}" for name, value in small.items()),
+        JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return jobs.find(str(workdir))[-1]
+
+
+def steps_of(workdir):
+    try:
+        text = (workdir / "metrics.jsonl").read_text()
+    except OSError:
+        return []
+    rows = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    return [row["step"] for row in rows if "loss" in row]
+
+
+def test_two_processes_train_on_two_nodes_and_survive_the_time_limit(slurm, tmp_path):
+    workdir = tmp_path / "run"
+    first = launch(workdir, 10**6)
+    try:
+        until(lambda: steps_of(workdir) or module.standing(first).state == "failed", 400)
+        assert steps_of(workdir), module.tail(first, 40)
+        second = jdiff("launch", "--platform=slurm", "--config=configs/digits_dit_flow.py",
+                       f"--workdir={workdir}")  # fmt: skip
+        assert second.returncode == exits.USER and "is running" in second.stderr
+        # What SLURM does --notice seconds before the time limit.
+        programs.call(["scancel", "--signal=TERM", first.id])
+        until(lambda: "restarted 1x" in module.standing(first).detail, 200)
+    finally:
+        programs.call(["scancel", first.id])
+    assert ended(first).state == "cancelled"
+    log = module.tail(first, 1000)
+    assert "ended with exit code 75" in log
+    saved = int(re.search(r"stopped by SIGTERM at step (\d+), saved", log).group(1))
+    last = launch(workdir, saved + 3)  # the same run, to its end
+    try:
+        stand = until(lambda: (s := module.standing(last)).state not in jobs.GOES_ON and s, 400)
+    finally:
+        programs.call(["scancel", last.id])
+    assert stand.state == "finished", module.tail(last, 40)
+    # One process wrote, every step once, from 1 to the end.
+    assert steps_of(workdir) == list(range(1, saved + 4))
+    described = json.loads((workdir / "run.json").read_text())
+    assert described["state"] == "finished" and len(described["devices"]) == 4
+    shown = jdiff("jobs", f"--workdir={workdir}")
+    assert f"cancelled  slurm {first.id} (run)" in shown.stdout
+    assert f"finished   slurm {last.id} (run)" in shown.stdout
+    assert f"step {saved + 3:,} of {saved + 3:,}" in shown.stdout
+    assert f"trained {saved + 3:,} steps" in shown.stdout and shown.returncode == 0
 
 
 # What needs no SLURM.
