@@ -227,9 +227,8 @@ def _charts(facts: SweepFacts, colours: dict[int, str]) -> list[dict[str, Any]]:
         dots = _dots(facts, field, colours)
         if len({dot.x for dot in dots}) > 1:
             title = f"{name} over {_short(field, facts.fields)}"
-            note = "lines join points that differ in nothing else" if len(facts.fields) > 1 else ""
             svg = sweep_charts.by_field(dots, title)
-            found.append({"title": title, "note": note, "svg": svg, "kind": "small"})
+            found.append({"title": title, "note": "", "svg": svg, "kind": "small"})
     return found
 
 

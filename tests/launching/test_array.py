@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -105,50 +106,56 @@ def test_without_slurm_a_login_node_is_asked_for(submitit, monkeypatch, tmp_path
     assert array.queue() is None
 
 
-def in_process(sweep: folder.Sweep, plan: str, retries: int = 0) -> subprocess.Popen:
-    """A task as a node runs it."""
-    name = sweep.current[0]
-    code = (
-        "import pathlib, sys; from jdiff.launching.array import Task; "
-        "Task(pathlib.Path(sys.argv[1]), sys.argv[2], tuple(sys.argv[4:]), int(sys.argv[3]))()"
-    )
-    words = fake(sweep, plan)[name]
-    environment = {**os.environ, "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, str(sweep.folder), name, str(retries), *words],
-        stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
-
-
-def wait_for(condition, process: subprocess.Popen | None = None, seconds: float = 300) -> None:
+def wait_for(condition, seconds: float = 300) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "nothing happened"
-        assert process is None or process.poll() is None, process.stderr.read()
         time.sleep(0.02)
 
 
-def test_a_task_tries_again_and_tells_its_last_error(tmp_path):
-    sweep = made(tmp_path / "s", 1)
-    task = in_process(sweep, "fail+die", retries=1)
-    _, said = task.communicate(timeout=120)
-    assert task.returncode == 1
-    assert said.rstrip().endswith("RuntimeError: killed by SIGKILL (out of memory?)")
-    assert attempts.read(sweep.folder, "00_seed=0").job == "12_3"
-    task = in_process(sweep, "done")
-    assert task.wait(120) == 0
-    assert folder.look(sweep, {})["00_seed=0"].state == "finished"
+@pytest.fixture
+def on_a_node(monkeypatch):
+    """This process is a task of an array; the task's own handling of SIGTERM ends with the test."""
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
-def test_a_task_that_is_told_to_end_saves_and_ends_with_the_code_that_requeues(tmp_path):
+def test_a_task_tries_again_and_tells_its_last_error(on_a_node, tmp_path):
     sweep = made(tmp_path / "s", 1)
-    task = in_process(sweep, "wait", retries=3)
-    wait_for((sweep.folder / "00_seed=0" / "ready").exists, task)
-    task.send_signal(signal.SIGTERM)
-    assert task.wait(120) == 75
-    note = attempts.read(sweep.folder, "00_seed=0")
+    name = sweep.current[0]
+    words = tuple(faked(sweep, name, "fail+die+done"))
+    with pytest.raises(RuntimeError, match=r"killed by SIGKILL \(out of memory\?\)"):
+        array.Task(sweep.folder, name, words, retries=1)()
+    note = attempts.read(sweep.folder, name)
+    assert (note.job, note.number, note.code) == ("12_3", 2, -signal.SIGKILL)
+    assert array.Task(sweep.folder, name, words)() == 0
+    assert folder.look(sweep, {})[name].state == "finished"
+    with pytest.raises(RuntimeError, match="config.seed is no seed"):
+        array.Task(sweep.folder, name, tuple(faked(sweep, name, "mistake")), retries=5)()
+    assert attempts.read(sweep.folder, name).number == 1
+
+
+def test_a_task_that_is_told_to_end_saves_and_ends_with_the_code_that_requeues(on_a_node, tmp_path):
+    sweep = made(tmp_path / "s", 1)
+    name = sweep.current[0]
+
+    def preempt():
+        wait_for((sweep.folder / name / "ready").exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    slurm = threading.Thread(target=preempt)
+    slurm.start()
+    with pytest.raises(SystemExit) as ended:
+        array.Task(sweep.folder, name, tuple(faked(sweep, name, "wait")), retries=3)()
+    slurm.join()
+    assert ended.value.code == 75
+    note = attempts.read(sweep.folder, name)
     assert (note.code, note.number) == (75, 1)
-    assert folder.look(sweep, {})["00_seed=0"].state == "stopped"
+    assert folder.look(sweep, {})[name].state == "stopped"
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -119,11 +120,11 @@ def test_what_a_killed_sweep_left_running_is_waited_for_and_not_started_twice(tm
     sweep = made(tmp_path / "s", 2)
     name = sweep.current[0]
     words = fake(sweep, name, "wait")
-    code = (
-        "import pathlib, sys; from jdiff.launching import attempts; "
-        "attempts.start(pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3:])"
-    )
-    subprocess.run([sys.executable, "-c", code, str(sweep.folder), name, *words], check=True)
+    # The shell is gone when the point goes on: nobody here is its parent.
+    shell = ["sh", "-c", '"$@" >/dev/null 2>&1 & echo $!', "sh", *words]
+    pid = int(subprocess.run(shell, check=True, capture_output=True).stdout)
+    host, born = socket.gethostname(), attempts._born(pid)
+    attempts.write(sweep.folder, name, attempts.Note(host=host, pid=pid, born=born))
 
     def tell(now):
         assert now[name].state in ("running", "stopped")
