@@ -133,8 +133,8 @@ def _train(
             logs.opened_metrics(workdir, done, before, write=line.first) as metrics,
             logs.progress(console, config.train.steps, done) as tell,
             tracer.recording(
-                profile if line.first else None, workdir,
-                range(done + 1, config.train.steps + 1), clock, _teller(console),
+                profile, workdir, range(done + 1, config.train.steps + 1), clock,
+                _teller(console), write=line.first,
             ) as numbers,
         ):  # fmt: skip
             watch = _Watch(exp, metrics, saved, clock, done)

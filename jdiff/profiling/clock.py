@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from jdiff.profiling.intervals import both, total, union
 
-#: How parts are called in a trace: "jdiff input". With a colon, viewers would leave the first word out.
+#: How parts are called in a trace: "jdiff input". Of "jdiff:input" viewers show the second half.
 PREFIX = "jdiff "
 STEPS = "steps"
 #: In the order in which reports name them.

@@ -45,8 +45,9 @@ def profile(text: str) -> Profile:
 
 @contextlib.contextmanager
 def recording(
-    wanted: Profile | None, workdir: pathlib.Path, steps: range, clock: Clock, tell: Any
-) -> Iterator[Iterable[int]]:
+    wanted: Profile | None, workdir: pathlib.Path, steps: range, clock: Clock, tell: Any,
+    *, write: bool = True,
+) -> Iterator[Iterable[int]]:  # fmt: skip
     """The steps to loop over; while those that are `wanted` go by, the profiler records.
 
     It begins and ends with the devices at rest, so that the trace holds whole steps. Afterwards
@@ -55,6 +56,7 @@ def recording(
     Args:
         wanted: None records nothing and costs nothing.
         tell: called with a line of text.
+        write: whether this process records. Of many only the first does.
 
     Raises:
         UserError: there are fewer steps than are wanted, or a profiler is already at work.
@@ -68,6 +70,9 @@ def recording(
             f"--profile={wanted.first}:{wanted.count} goes up to step {sum(wanted) - 1} of this "
             f"start, which has {len(steps)} to take."
         )
+    if not write:
+        yield steps
+        return
     with contextlib.ExitStack() as trace:
         yield _recorded(steps, chosen, workdir, clock, tell, trace)
 
