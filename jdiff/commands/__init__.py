@@ -7,7 +7,7 @@ ground floor, and say where the results lie. Heavy imports happen inside run.
 
 from types import ModuleType
 
-from jdiff.commands import evaluate, jobs, launch, prepare, report, sample, sweep, train
+from jdiff.commands import evaluate, jobs, launch, plan, prepare, report, sample, sweep, train
 
 #: Commands by name, in the order of the help.
 ALL: dict[str, ModuleType] = {
@@ -15,6 +15,7 @@ ALL: dict[str, ModuleType] = {
     "sample": sample,
     "evaluate": evaluate,
     "report": report,
+    "plan": plan,
     "sweep": sweep,
     "launch": launch,
     "jobs": jobs,

@@ -21,6 +21,7 @@ PEAKS: Mapping[str, float] = {
     "a100": 312e12,  # NVIDIA A100 Tensor Core GPU data sheet
     "h100": 989.4e12,  # NVIDIA H100 data sheet, SXM: 1,979 with sparsity
     "h200": 989.4e12,  # NVIDIA H200 data sheet, SXM: 1,979 with sparsity
+    "b200": 2250e12,  # NVIDIA HGX B200 data sheet, a GPU: 4,500 with sparsity
     "tpu-v4": 275e12,  # Google Cloud documentation, "TPU v4", a chip (two cores)
     "tpu-v5e": 197e12,  # Google Cloud documentation, "TPU v5e"
     "tpu-v5p": 459e12,  # Google Cloud documentation, "TPU v5p"
@@ -78,6 +79,15 @@ def step_flops(jaxpr: Jaxpr) -> int:
         UserError: as `flops`.
     """
     return _of_jaxpr(jaxpr, _Part(gradient=False))
+
+
+def of_equation(equation: Any) -> int:
+    """Operations of one equation of a jaxpr and of the jaxprs in it.
+
+    Raises:
+        UserError: as `flops`.
+    """
+    return _of_equation(equation, _Part())
 
 
 def mfu(flops_per_step: float, seconds: float, peak: float | str, *, devices: int = 1) -> float:

@@ -44,15 +44,20 @@ class Op:
 
     Attributes:
       name: of the primitive.
-      params: the equation's.
+      equation: of the jaxpr.
       programs: a loop's body, or a `cond`'s branches.
     """
 
     name: str
-    params: dict[str, Any]
+    equation: Any
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     programs: tuple["Program", ...] = ()
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The equation's."""
+        return self.equation.params
 
 
 @dataclasses.dataclass
@@ -106,19 +111,18 @@ def _write(program: Program, jaxpr: Jaxpr, known: dict[Any, int]) -> list[int]:
         outputs = [_new(program, v.aval) for v in equation.outvars]
         known |= dict(zip(equation.outvars, outputs))
         programs = tuple(flatten(j) for j in inner) if name in ("scan", "while", "cond") else ()
-        program.ops.append(Op(name, params, tuple(inputs), tuple(outputs), programs))
+        program.ops.append(Op(name, equation, tuple(inputs), tuple(outputs), programs))
     return [number(a) for a in jaxpr.outvars]
 
 
 def _shard_map(program: Program, equation: Any, body: Jaxpr, inputs: list[int]) -> list[int]:
     """The body on one device, between operations that enter and leave the manual region."""
     inside = dict(zip(body.invars, [_new(program, v.aval) for v in body.invars]))
-    params = equation.params
-    program.ops.append(Op("enter_manual", params, tuple(inputs), tuple(inside.values())))
+    program.ops.append(Op("enter_manual", equation, tuple(inputs), tuple(inside.values())))
     inside |= {v: _new(program, v.aval) for v in body.constvars}
     results = _write(program, body, inside)
     outputs = [_new(program, v.aval) for v in equation.outvars]
-    program.ops.append(Op("leave_manual", params, tuple(results), tuple(outputs)))
+    program.ops.append(Op("leave_manual", equation, tuple(results), tuple(outputs)))
     return outputs
 
 
