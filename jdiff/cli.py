@@ -1,4 +1,4 @@
-"""The command line: `jdiff train | sample | evaluate | report | prepare`.
+"""The command line: `jdiff train | sample | evaluate | report | plan | sweep | launch | prepare`.
 
 This module reads the words and picks the command; the work is in jdiff/commands, which import what
 they need only when they run, so that help and mistakes answer at once.
@@ -27,6 +27,7 @@ examples:
   jdiff sample --workdir=runs/digits --labels=0-9 --guidance_scale=2 --out=digits.png
   jdiff evaluate --workdir=runs/digits --num=2000
   jdiff report --workdir=runs/digits
+  jdiff sweep --config=configs/digits.py --workdir=runs/lr --parallel=2
   jdiff prepare --list
 
 exit codes:

@@ -209,6 +209,14 @@ def test_what_is_not_finished_tells_how_far_it_is_and_why(partly):
         assert words in page.text
 
 
+def test_a_damaged_point_hides_none_of_the_others(partly):
+    (partly / "04_lr=0.01_seed=1" / "evaluation.json").write_text('{"metrics": [')
+    facts = gather_sweep(partly)
+    assert [row.status.state for row in facts.rows[3:5]] == ["finished", "failed"]
+    assert "evaluation.json is damaged" in facts.rows[4].status.error
+    assert facts.groups[0].spreads["frechet"] == spread([4.0])
+
+
 def test_the_page_is_one_file_that_loads_nothing(whole):
     text = Page(whole).text
     for found in re.findall(r'(?:src|srcset|poster|action)="([^"]*)"', text):

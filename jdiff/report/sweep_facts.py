@@ -5,7 +5,7 @@ import math
 import pathlib
 from typing import Any
 
-from jdiff.errors import choose
+from jdiff.errors import UserError, choose
 from jdiff.launching import array, folder
 from jdiff.report import charts
 from jdiff.report.facts import Picture, gather
@@ -128,7 +128,11 @@ def _row(sweep: folder.Sweep, name: str, status: folder.Status, known: dict[str,
     path = sweep.folder / name
     if not (path / "config.json").is_file():
         return Row(name, sweep.points[name], status, {}, ([], []), None, {})
-    facts = gather(path)
+    try:
+        facts = gather(path)
+    except UserError as error:  # a damaged file of one point hides none of the others
+        status = dataclasses.replace(status, state="failed", error=str(error))
+        return Row(name, sweep.points[name], status, {}, ([], []), None, {})
     evaluation = facts.evaluation or {}
     figures: dict[str, float] = {}
     for metric in evaluation.get("metrics", []):
