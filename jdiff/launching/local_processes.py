@@ -134,7 +134,7 @@ def standing(job: Job) -> Standing:
         code = int(path.read_text())
         state = {exits.OK: "finished", exits.REQUEUE: "stopped", exits.INTERRUPTED: "stopped"}
         return Standing(state.get(code, "failed"), f"exit code {code}")
-    if job.details["born"] is not None and _born(int(job.id)) == job.details["born"]:
+    if _born(int(job.id)) == job.details["born"] != "":
         return Standing("running", f"process {job.id}")
     return Standing("failed", f"process {job.id} was killed, or the machine restarted")
 
@@ -226,12 +226,13 @@ def _show(output: Any, log: Any) -> None:
 
 @contextlib.contextmanager
 def _asked() -> Iterator[list[int]]:
-    """Collects SIGTERM and Ctrl-C."""
+    """Collects SIGTERM and Ctrl-C; a terminal that closes asks as SIGTERM does."""
     asked: list[int] = []
-    before = {
-        s: signal.signal(s, lambda signum, frame: asked.append(signum))
-        for s in (signal.SIGTERM, signal.SIGINT)
-    }
+    means = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT,
+             signal.SIGHUP: signal.SIGTERM}  # fmt: skip
+    note = lambda signum, frame: asked.append(means[signum])
+    heard = [s for s in means if signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {signum: signal.signal(signum, note) for signum in heard}
     try:
         yield asked
     finally:
@@ -239,13 +240,20 @@ def _asked() -> Iterator[list[int]]:
             signal.signal(signum, handler)
 
 
-def _born(pid: int) -> str | None:
-    """When a living process started, in the kernel's clock; process ids are used again."""
+def _born(pid: int) -> str:
+    """When a living process started, in the kernel's clock, for numbers are given out again.
+
+    Empty if there is none; "alive" where the system does not tell more.
+    """
     try:
         fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]
     except OSError:
-        return None
-    return None if fields[0] == "Z" else fields[19]
+        with contextlib.suppress(OSError):
+            if not pathlib.Path("/proc/self/stat").exists():
+                os.kill(pid, 0)
+                return "alive"
+    return ""
 
 
 if __name__ == "__main__":

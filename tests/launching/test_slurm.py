@@ -40,12 +40,12 @@ def start(slurm, tmp_path, monkeypatch):
     program.chmod(0o755)
     started = []
 
-    def submit(mode, retries=0):
+    def submit(mode, retries=0, **options):
         monkeypatch.setenv("MODE", mode)
         what = Task("stand-in", str(tmp_path / "run"), "{}", cwd=str(tmp_path),
                     python=str(program), retries=retries)  # fmt: skip
-        options = module.Options(nodes=2, time="10", cpus_per_task=1)
-        plan = module.plan(what, options, tmp_path / "launch" / mode)
+        options = {"nodes": 2, "time": "10", "cpus_per_task": 1, **options}
+        plan = module.plan(what, module.Options(**options), tmp_path / "launch" / mode)
         started.append(module.submit(plan, "stand-in", what.workdir))
         return started[-1]
 
@@ -57,7 +57,7 @@ def start(slurm, tmp_path, monkeypatch):
 module = slurm  # the fixture of this name hides it in tests
 
 
-def until(condition, seconds=120.0):
+def until(condition, seconds=180.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := condition():
@@ -98,6 +98,19 @@ def test_sigterm_reaches_the_tasks_and_the_job_is_queued_again(start, tmp_path):
     programs.call(["scancel", "--signal=TERM", job.id])
     assert ended(job) == ("finished", "SLURM: COMPLETED restarted 1x")
     assert starts(job) == [0, 1] and "task 0 saves" in module.tail(job, 1000)
+
+
+def test_a_job_that_another_displaces_saves_and_comes_back(start, tmp_path):
+    job = start("wait", partition="low", cpus_per_task=5)  # of 8
+    until(lambda: (tmp_path / "ready-0").exists() and (tmp_path / "ready-1").exists())
+    words = ["--cpus-per-task=5", "--nodes=2", "--output=/dev/null", "--wrap=true"]
+    other = programs.call(["sbatch", "--parsable", *words])
+    try:
+        stand = ended(job)
+    finally:
+        programs.call(["scancel", other.strip()])
+    assert stand.state == "finished" and "restarted" in stand.detail
+    assert "task 0 saves" in module.tail(job, 1000) and starts(job)[0] == 0 and starts(job)[-1] > 0
 
 
 def test_a_cancelled_job_saves_and_is_not_queued_again(start, tmp_path):
