@@ -41,7 +41,8 @@ def finish(path: pathlib.Path, frechet: float, accuracy: float, *, num: int = 10
     overrides = json.loads((path.parent / "points" / f"{path.name}.json").read_text())
     (path / "config.json").write_text(json.dumps(overrides))
     (path / "run.json").write_text(json.dumps({"state": "finished", "wall_seconds": 60.0}))
-    lines = [{"step": 10 * i, "kind": "train", "loss": frechet / i, "images_per_s": 50.0, "time": i}
+    lines = [{"step": 10 * i, "kind": "train", "loss": frechet / i, "time": i,
+              "images_per_s": (1.0, 40.0, 60.0, 70.0)[i - 1]}
              for i in range(1, 5)]  # fmt: skip
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     image = np.full((4, 8, 8, 1), int(frechet) % 256, np.uint8)

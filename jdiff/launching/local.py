@@ -67,27 +67,27 @@ def run(
                 if asked.signals:
                     todo.clear()
                     passed_on = _pass_on(running, asked.signals, passed_on)
-                for name, attempt in list(running.items()):
-                    code = attempt.poll()
-                    if code is None:
-                        continue
-                    del running[name]
+                ended = [name for name, one in running.items() if one.poll() is not None]
+                for name in ended:
+                    attempt = running.pop(name)
                     if name in places:
                         free.append(places.pop(name))
                     if _again(folder.status(sweep, name), attempt, retries) and not asked.signals:
                         todo.append((name, attempt.note.number + 1))
-                before = states
-                states = {
-                    name: folder.status(sweep, name)
-                    if name in running or name in places or before[name].state == "running"
-                    else before[name]
-                    for name in sweep.points
-                }
+                before, states = states, {}
+                for name in sweep.points:
+                    states[name] = before[name]
+                    if name in running or name in ended:
+                        now = folder.status(sweep, name)
+                        # What has ended since we polled has not been noted as ended yet.
+                        if name in ended or now.state == "running":
+                            states[name] = now
                 if any(states[name].state != before[name].state for name in states):
                     folder.write(sweep, states)
                 tell(states)
                 if running:
                     asked.event.wait(_LOOK)
+                    asked.event.clear()
         except BaseException:
             for attempt in running.values():  # nothing is left behind by a defect of ours
                 attempt.stop()

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import statistics
 from typing import Any
 
 from jdiff.errors import UserError, choose
@@ -36,6 +37,7 @@ class Row:
     losses: tuple[list[int], list[float]]
     picture: Picture | None
     settings: dict[str, Any]  # with which it was evaluated
+    rate: float | None = None  # images a second, the median of its training
 
     @property
     def counts(self) -> bool:
@@ -149,7 +151,9 @@ def _row(sweep: folder.Sweep, name: str, status: folder.Status, known: dict[str,
         figures[LOSS] = charts.smooth(losses)[-1]
     picture = facts.pictures[-1] if facts.pictures else None
     settings = evaluation.get("settings", {})
-    return Row(name, sweep.points[name], status, figures, (steps, losses), picture, settings)
+    _, rates = facts.series("images_per_s")
+    rate = statistics.median(rates) if rates else None
+    return Row(name, sweep.points[name], status, figures, (steps, losses), picture, settings, rate)
 
 
 def _groups(facts: SweepFacts) -> list[Group]:

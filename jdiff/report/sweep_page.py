@@ -54,7 +54,7 @@ def points_csv(facts: SweepFacts) -> str:
         [row.name, row.status.state, row.status.step, row.status.steps,
          *(row.overrides.get(name, "") for name in fields),
          *(row.figures.get(m.key, "") for m in facts.metrics),
-         row.status.rate or "", row.status.seconds or "", int(row is best), row.status.error]
+         row.rate or "", row.status.seconds or "", int(row is best), row.status.error]
         for row in facts.rows
     ]  # fmt: skip
     return _csv([head, *rows])
@@ -172,7 +172,7 @@ def _group(
 
 
 def _point(facts: SweepFacts, row: Row, beside: pathlib.Path) -> dict[str, Any]:
-    report, rate = facts.folder / row.name / "report.html", row.status.rate
+    report, rate = facts.folder / row.name / "report.html", row.rate
     return {
         "name": row.name,
         "link": pathlib.Path(os.path.relpath(report, beside)).as_posix()

@@ -136,7 +136,7 @@ def test_what_a_killed_sweep_left_running_is_waited_for_and_not_started_twice(tm
     assert tries(sweep) == [1, 1]
 
 
-def test_gpus_are_dealt_out(monkeypatch):
+def test_gpus_are_dealt_out(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3,5,7,9")
     named = lambda *each: [{"CUDA_VISIBLE_DEVICES": names} for names in each]
     assert local.places(None, 2) == named("1,3", "5,7")
@@ -144,6 +144,12 @@ def test_gpus_are_dealt_out(monkeypatch):
     assert local.places(2, None) == [{}, {}] and local.places(None, None) == [{}]
     with pytest.raises(UserError, match="--gpus=2 for each of 3 points: this machine shows 5"):
         local.places(3, 2)
+    listed = tmp_path / "nvidia-smi"
+    listed.write_text("#!/bin/sh\nprintf 'GPU 0: H100 (UUID: a)\\n  MIG 1g\\nGPU 1: H100\\n'\n")
+    listed.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert local.places(None, 1) == named("0", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UserError, match="this machine shows 0"):
         local.places(None, 1)
