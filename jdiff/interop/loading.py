@@ -10,7 +10,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -121,16 +121,25 @@ def assemble(
     given = tables.today(given, family)
     tables.check(entries, given, family.ignored, str(where))
     place = _placement(sharding)
-    axes = _flat(models.axes(build)) if callable(sharding) else {}
+    axes = {} if sharding is None else _flat(models.axes(build))
+    dtype = np.dtype(jnp.dtype(dtype)) if dtype else None
 
-    def leaf(entry: Entry) -> tuple[tuple[str, ...], Array]:
-        kind = np.dtype(jnp.dtype(dtype)) if dtype else given[entry.keys[0][0]].dtype
-        shape = jax.ShapeDtypeStruct(entry.shape, kind)
-        return entry.path, _put(entry, given, kind, place(entry.path, shape, axes.get(entry.path)))
+    def leaves(group: list[Entry]) -> list[Array]:
+        kinds = [dtype or given[entry.keys[0][0]].dtype for entry in group]
+        hosts = tables.empty([(entry.shape, kind) for entry, kind in zip(group, kinds)])
+        for entry, host in zip(group, hosts):
+            tables.fill(entry, given, host)
+        if sharding is None:
+            return jax.device_put(hosts)
+        return [
+            _put(host, place(entry.path, jax.ShapeDtypeStruct(host.shape, kind), axes[entry.path]))
+            for host, entry, kind in zip(hosts, group, kinds)
+        ]
 
-    # Threads overlap reading, transposing and the transfer; each holds one leaf.
+    # Threads overlap reading, transposing and the transfer; each holds one group of leaves.
     with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)) + 1)) as pool:
-        params = _nest(dict(pool.map(leaf, entries)))
+        loaded = [leaf for group in pool.map(leaves, _groups(entries)) for leaf in group]
+    params = _nest({entry.path: leaf for entry, leaf in zip(entries, loaded)})
     return Component(apply, params, built, model, dict(config), family)
 
 
@@ -189,11 +198,20 @@ def component(family: str, params: PyTree, **fields: Any) -> Component:
     return Component(apply, params, built | fields, model, config, found)
 
 
-def _put(entry: Entry, given: Mapping, dtype: np.dtype, where: Any) -> Array:
+def _groups(entries: list[Entry]) -> Iterator[list[Entry]]:
+    """Neighbours of some millions of weights together: a call for each small one takes longer."""
+    group, size = [], 0
+    for entry in entries:
+        group.append(entry)
+        size += math.prod(entry.shape)
+        if size > 2**22:
+            yield group
+            group, size = [], 0
+    yield group
+
+
+def _put(host: np.ndarray, where: jax.sharding.Sharding) -> Array:
     """The leaf on its devices; each device's slice is cut from one host copy."""
-    host = tables.fill(entry, given, dtype)
-    if where is None:
-        return jax.device_put(host)
     return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
 
