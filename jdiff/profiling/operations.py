@@ -102,9 +102,9 @@ def place(stack: Sequence[Frame]) -> str:
     """Where in the Python an operation comes from, as
     "Linear (layers.py:43) in _Block._mlp (dit_blocks.py:65)".
     """
+    shown = (re.sub(r"\.(__call__$|<\w+>)", "", frame.function) for frame in stack)
     return " in ".join(
-        f"{frame.function.removesuffix('.__call__')} ({os.path.basename(frame.file)}:{frame.line})"
-        for frame in stack
+        f"{name} ({os.path.basename(frame.file)}:{frame.line})" for name, frame in zip(shown, stack)
     )
 
 

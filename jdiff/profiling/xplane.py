@@ -56,24 +56,31 @@ class Line:
     name: str
     _plane: "Plane"
     _start: int  # nanoseconds
-    _events: list[memoryview]
+    _raw: list[memoryview]
 
     def __iter__(self) -> Iterator[Event]:
-        for raw in self._events:
-            kind = offset = length = 0
-            stats = []
-            for field, value in _fields(raw):
-                if field == 1:
-                    kind = value
-                elif field == 2:
-                    offset = _signed(value)
-                elif field == 3:
-                    length = _signed(value)
-                elif field == 4:
-                    stats.append(value)
-            start = self._start + offset / 1000
-            name = self._plane._kinds[kind].name
-            yield Event(name, start, start + length / 1000, tuple(stats), self._plane, kind)
+        return iter(self.events)
+
+    @functools.cached_property
+    def events(self) -> list[Event]:
+        """Its events in the order of the file; their facts are read when asked for."""
+        return [self._event(raw) for raw in self._raw]
+
+    def _event(self, raw: memoryview) -> Event:
+        kind = offset = length = 0
+        stats = []
+        for field, value in _fields(raw):
+            if field == 1:
+                kind = value
+            elif field == 2:
+                offset = _signed(value)
+            elif field == 3:
+                length = _signed(value)
+            elif field == 4:
+                stats.append(value)
+        start = self._start + offset / 1000
+        name = self._plane._kinds[kind].name
+        return Event(name, start, start + length / 1000, tuple(stats), self._plane, kind)
 
 
 class _Kind(NamedTuple):

@@ -11,7 +11,8 @@ import pytest
 from jdiff.errors import UserError
 from jdiff.profiling import xplane
 from jdiff.profiling.breakdown import breakdown
-from jdiff.profiling.operations import What, instruction, what
+from jdiff.profiling.operations import What, doing, instruction, place, what
+from jdiff.profiling.xplane import Frame
 
 
 def serialised(*planes):
@@ -224,3 +225,22 @@ def test_an_instruction_is_read_from_its_text():
     assert instruction(text) == ("fusion.2", "fusion")
     assert instruction("ROOT") == ("ROOT", None)
     assert instruction("%psum.7") == ("psum.7", None)
+
+
+def test_operations_have_a_place_and_a_pass():
+    frames = (
+        Frame("Linear.__call__", "/a/models/layers.py", 43),
+        Frame("attend.<locals>.<genexpr>", "/a/models/dit.py", 7),
+    )
+    assert place(frames) == "Linear (layers.py:43) in attend (dit.py:7)"
+    assert place(()) == ""
+    names = {
+        "jit(step)/jvp()/dot_general": "dot_general, forward",
+        "jit(step)/transpose(jvp(bhqd->bhdq))/mul": "mul, backward",
+        "jit(step)/transpose(jvp())/rematted_computation/tanh": "tanh, again",
+        "jit(step)/sqrt": "sqrt",
+        "jit(step)/a/mul;jit(step)/b/add": "mul",
+        "jit(step)/(a/dot_general:b/dot_general)": "",
+        "jit(step)/jvp(DiT)/dot_general:": "dot_general, forward",  # as on TPUs
+    }
+    assert {name: doing(name) for name in names} == names
