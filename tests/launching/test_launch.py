@@ -37,6 +37,18 @@ def test_a_documented_command_can_be_run(words, capsys):
     assert submits[platform] in said.splitlines()[-1]
 
 
+@pytest.mark.parametrize("name", ["launch", "jobs"])
+def test_every_option_has_help_and_every_example_parses(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(action.help for action in cli.build().commands.choices[name]._actions)
+    lines = text[text.index("examples:") :].replace("\\\n", " ").splitlines()
+    examples = [shlex.split(line, comments=True)[1:] for line in lines if "  jdiff " in line]
+    assert len(examples) >= 3
+    for words in examples:
+        assert cli.build().parse_known_args(words)[1] == [], words
+
+
 def test_all_platforms_are_documented():
     assert len(documented()) >= 8
     assert {w for words in documented() for w in words if w.startswith("--platform=")} == {
