@@ -2,7 +2,8 @@
 
     python benchmarks/torture.py                       # 30 kills -9 of a digits run
     python benchmarks/torture.py --terms=5             # and 5 SIGTERM, as before a preemption
-    python benchmarks/torture.py --quick               # a tiny network, one of each: seconds
+    python benchmarks/torture.py --config=configs/digits.py     # of a larger network
+    python benchmarks/torture.py --quick               # one of each
 
 Each time the run is started again by the same command. Three kinds of moments are drawn from
 --seed: while it starts (imports, restoring, compiling), after some steps, and as Orbax's temporary
@@ -31,12 +32,12 @@ from jdiff import exits
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEMPORARY = "*.orbax-checkpoint-tmp*"
-QUICK = """
+DIGITS = """
 from jdiff.experiment import defaults
 
 def get_config():
     c = defaults()
-    c.name = "tiny"
+    c.name = "digits: a small DiT"
     c.model.update({"name": "dit", "width": 16, "depth": 1, "heads": 2})
     c.ema = {"ema": {"kind": "constant", "decay": 0.9}, "wide": {"kind": "power", "sigma_rel": 0.1}}
     c.sampling.grid.steps = 2
@@ -174,15 +175,15 @@ def main() -> int:
     p.add_argument("--every", type=int, default=10, help="steps between checkpoints (default 10)")
     p.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
     p.add_argument("--folder", type=pathlib.Path, help="keeps the two runs and their output here")
-    p.add_argument("--quick", action="store_true", help="a tiny network, one kill, one SIGTERM")
+    p.add_argument("--config", type=pathlib.Path, help="by default a small DiT on the digits")
+    p.add_argument("--quick", action="store_true", help="one kill, one SIGTERM")
     a = p.parse_args()
     kills, terms = (1, 1) if a.quick else (a.kills, a.terms)
     folder = a.folder or pathlib.Path(tempfile.mkdtemp(prefix="torture-"))
     folder.mkdir(parents=True, exist_ok=True)
-    config = ROOT / "configs" / "digits.py"
-    if a.quick:
-        config = folder / "tiny.py"
-        config.write_text(QUICK)
+    config = a.config or folder / "digits.py"
+    if a.config is None:
+        config.write_text(DIGITS)
     steps = (kills + terms + 1) * (a.every + 1)  # never done before the last blow
     overrides = {
         "steps": steps, "checkpoint_every": a.every, "log_every": 1, "sample_every": 10 * steps
@@ -190,7 +191,6 @@ def main() -> int:
     command = lambda workdir: [
         sys.executable, "-m", "jdiff.cli", "train", f"--config={config}", f"--workdir={workdir}",
         "--no-evaluate", *(f"--config.train.{k}={v}" for k, v in overrides.items()),
-        f"--config.optimizer.warmup={steps // 10}",
     ]  # fmt: skip
     os.environ.setdefault("JDIFF_CACHE", str(folder / "cache"))
     alone, struck = folder / "alone", folder / "struck"

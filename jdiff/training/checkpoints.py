@@ -4,6 +4,7 @@ All processes of a run save and restore together. What is saved does not depend 
 over devices or processes, the position in the data neither: a run resumes on any mesh.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import errno
@@ -160,22 +161,32 @@ class Checkpoints:
         raise next(iter(damaged.values()))
 
     def _read_one(self, step: int, arguments: Any) -> Any:
-        wrong = integrity.damage(self._folder / str(step), jax.process_index(), jax.process_count())
+        folder = self._folder / str(step)
+        with concurrent.futures.ThreadPoolExecutor(1) as beside:
+            part = jax.process_index(), jax.process_count()
+            checking = beside.submit(integrity.damage, folder, *part)
+            if jax.process_count() > 1:  # else one that fails would leave the others waiting
+                self._check(step, checking.result())
+            try:
+                with _quiet():
+                    return self._manager.restore(step, args=arguments)
+            except Exception as error:  # Orbax raises many kinds for a truncated or foreign one
+                failed = error
+            finally:
+                self._check(step, wrong := checking.result())
+        reason = f"({type(failed).__name__}: {' '.join(str(failed).split())[:200]})"
+        if wrong is None:  # not known to be whole
+            why = f"it is damaged or belongs to another model {reason}"
+            raise Damaged(self._unreadable(step, why)) from failed
+        raise UserError(
+            f"checkpoint {folder} is whole but belongs to another model {reason}. Go on with the "
+            "config that wrote it, or name another workdir."
+        ) from failed
+
+    def _check(self, step: int, wrong: list[str] | None) -> None:
         if _of_any_process(bool(wrong)):
             found = wrong[0] if wrong else "another process found it"
             raise Damaged(self._unreadable(step, f"it is damaged: {found}"))
-        try:
-            with _quiet():
-                return self._manager.restore(step, args=arguments)
-        except Exception as error:  # Orbax raises many kinds for a truncated or foreign checkpoint
-            reason = f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-            if wrong is None:  # not known to be whole
-                why = f"it is damaged or belongs to another model {reason}"
-                raise Damaged(self._unreadable(step, why)) from error
-            raise UserError(
-                f"checkpoint {self._folder / str(step)} is whole but belongs to another model "
-                f"{reason}. Go on with the config that wrote it, or name another workdir."
-            ) from error
 
     def _pass_over(self, step: int, error: Damaged, used: int) -> None:
         """Warns of a damaged checkpoint and moves it away, so that the step can be saved anew."""
