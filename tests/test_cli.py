@@ -139,7 +139,7 @@ def test_the_report_command(capsys, run, tmp_path):
     assert (tmp_path / "r.html").is_file()
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "report", "prepare"])
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "report", "prepare", "sweep"])
 def test_every_command_explains_itself(capsys, name):
     assert cli.main([name, "--help"]) == 0
     text = capsys.readouterr().out
