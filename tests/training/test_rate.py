@@ -10,7 +10,7 @@ from jdiff.training import rate
 from jdiff.training import step as steps
 
 DIT = {"name": "dit", "width": 16, "depth": 2, "heads": 2}
-UNET = {"name": "unet", "channels": 8, "multipliers": (1, 2), "blocks": 1}
+UNET = {"name": "unet", "channels": 8, "multipliers": (1,), "blocks": 1}
 MEANFLOW = {
     "model": DIT | {"scalars": ("t-s",)}, "loss": {"name": "meanflow"},
     "schedule": {"name": "rectified_flow"}, "parameterization": {"target": "velocity", "time": "t"},
@@ -23,7 +23,8 @@ def traced(sections):
     c.train.batch_size = 8
     for section, entries in ({"model": DIT} | sections).items():
         c[section].update(entries)
-    exp = experiment.build(c, Info("x", "train", (8, 8, 1), 10, (), 100))
+    layout = experiment.layout(c) if "mesh" in sections else None
+    exp = experiment.build(c, Info("x", "train", (8, 8, 1), 10, (), 100), None, layout)
     _, params = models.abstract(exp.build)
     start = lambda params, key: steps.start(params, key, exp.optimizer, exp.averages)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -33,7 +34,9 @@ def traced(sections):
         "label": jax.ShapeDtypeStruct((8,), "int32"),
     }
     step = steps.make_step(exp.loss, exp.optimizer, exp.averages, c.train.accumulate)
-    return exp, (params, key, batch, state), steps.compile_step(step).trace(state, batch)
+    placed = exp.placed(state) if layout else None
+    compiled = steps.compile_step(step, placed, layout)
+    return exp, (params, key, batch, state), compiled.trace(state, batch)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +57,15 @@ def test_the_step_counts_as_the_gradient_of_its_loss(sections):
     exp, (params, key, batch, state), step = traced(sections)
     counted, _ = rate.flops(step)
     assert counted == training_flops(exp.loss, params, key, batch, state)
+
+
+def test_all_devices_together_compute_what_one_would():
+    split = {"mesh": {"sequence": 2, "data": 2, "attention": "all_to_all"}}
+    counts = [
+        rate.flops(traced({"model": DIT, **sections})[2])[0]
+        for sections in ({}, split, {"mesh": {"fsdp": 4, "data": 1}})
+    ]
+    assert len(set(counts)) == 1 and counts[0]
 
 
 def test_about_three_times_the_network():
