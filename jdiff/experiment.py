@@ -19,7 +19,7 @@ from jdiff.errors import UserError, accepted, call, choose
 from jdiff.losses.denoising import normal
 from jdiff.objective import objective
 from jdiff.parallel.all_to_all import all_to_all
-from jdiff.parallel.layout import CONVOLUTIONAL, Layout
+from jdiff.parallel.layout import CONVOLUTIONAL, Layout, within
 from jdiff.parallel.mesh import AXES
 from jdiff.parallel.ring import ring
 from jdiff.parallel.shardings import of_state
@@ -147,13 +147,18 @@ class Experiment(NamedTuple):
         """Fresh parameters."""
         from jdiff import models
 
-        return models.init(self.build, key)[1]
+        with within(self.layout):
+            return models.init(self.build, key)[1]
 
     def placed(self, state: PyTree) -> PyTree:
         """Where the leaves of `state` (the weights, or a training state) live on the mesh."""
         from jdiff import models
 
         return of_state(state, models.axes(self.build), self.layout)
+
+    def on(self, layout: Layout) -> "Experiment":
+        """The same on other devices, however many the batch of training was made for."""
+        return self._replace(apply=_laid_out(self.apply, self.config, layout), layout=layout)
 
     def denoiser(self, params: PyTree) -> Network:
         """The denoiser with these weights."""
@@ -259,10 +264,11 @@ def layout(config: ml_collections.ConfigDict, mesh: Any = None) -> Layout:
     name = choose("config.model.name", config.model.get("name"), models.BY_NAME)
     rules = getattr(models.BY_NAME[name], "rules", CONVOLUTIONAL)
     reached = {axis for axes in rules.values() for axis in axes}
+    sizes = c if mesh is None else mesh.shape
     for axis in AXES:
-        if c[axis] != 1 and axis not in reached:
+        if sizes[axis] != 1 and axis not in reached:
             raise UserError(
-                f"config.mesh.{axis}={c[axis]}: a network of the kind {name!r} is not split over "
+                f"mesh.{axis}={sizes[axis]}: a network of the kind {name!r} is not split over "
                 f"{axis!r}; give 1, and use data and fsdp."
             )
     mesh = parallel.make({axis: c[axis] for axis in AXES}) if mesh is None else mesh

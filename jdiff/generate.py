@@ -16,8 +16,9 @@ def images(
 ) -> Iterator[np.ndarray]:  # fmt: skip
     """Draws `num` images, a batch at a time: uint8 `[B, H, W, C]`. Errors come at the call.
 
-    Image i depends on the seed, i and labels[i] alone. Of many processes all have to call, and each
-    gets all images.
+    Image i depends on the seed, i and labels[i] alone, not on the batch or the mesh (but for the
+    rounding of sums, which may tip a pixel by one level). They are drawn by all devices of the
+    run's mesh. Of many processes all have to call, and each gets all images.
 
     Args:
       run: from `runs.load_run`.
@@ -34,11 +35,7 @@ def images(
 
     denoise, solver, times = runs.sampler(run, **(sampling or {}))
     batch = min(num, batch or run.config.sampling.batch)
-    sharding = None
-    if jax.device_count() > 1 and batch % jax.device_count() == 0:
-        kinds = (jax.sharding.AxisType.Auto,)
-        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=kinds)
-        sharding = jax.NamedSharding(mesh, jax.P("data"))
+    sharding = run.layout and run.layout.batch
     cond = None if labels is None else {"label": jax.numpy.asarray(labels, jax.numpy.int32)}
     parts = stream(
         jax.random.key(seed), denoise, times=times, shape=tuple(run.info.shape), num=num,

@@ -7,17 +7,18 @@ import dataclasses
 import json
 import pathlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 
-from jdiff import experiment
+from jdiff import experiment, parallel
 from jdiff.config import completed, differences, from_json, to_json
 from jdiff.errors import UserError, choose
-from jdiff.parallel import hosts
+from jdiff.parallel.layout import Layout
+from jdiff.parallel.mesh import AXES, adapted
 from jdiff.pytree import Array, PyTree
 from jdiff.training import checkpoints
 from jdiff.training.logs import replace_text
@@ -41,6 +42,7 @@ class Run(NamedTuple):
       info: what the data is: shape, num_classes, label_names.
       step: the checkpoint's.
       ema: which weights these are.
+      layout: of the devices that hold them; None for one device.
     """
 
     workdir: pathlib.Path
@@ -51,20 +53,26 @@ class Run(NamedTuple):
     info: Any
     step: int
     ema: str
+    layout: Layout | None = None
 
 
 def load_run(
-    workdir: str | pathlib.Path, *, ema: str | None = None, step: int | None = None
-) -> Run:
+    workdir: str | pathlib.Path, *, ema: str | None = None, step: int | None = None,
+    mesh: Mapping[str, int] | None = None,
+) -> Run:  # fmt: skip
     """Opens a run directory: the trained denoiser and what belongs to it.
 
     Args:
       workdir: a directory that `jdiff train` wrote.
       ema: which average of the weights; config.sampling.ema unless given, "params" for the weights.
       step: which checkpoint; the newest unless given.
+      mesh: devices an axis, as in config.mesh, e.g. {"fsdp": 4, "data": 2}. The config's unless
+        given, if it fits the devices at hand; else what of it does. The weights are read to where
+        they belong on it, and are never whole anywhere if it splits them.
 
     Raises:
-      UserError: no run there, no such average, no complete checkpoint or a damaged one.
+      UserError: no run there, no such average, no complete checkpoint or a damaged one, or a mesh
+        that does not fit the devices or the network.
 
     >>> run = jdiff.load_run("runs/digits")
     >>> denoise = guidance.cfg(run.denoiser, scale=2.0, null=run.null)
@@ -81,16 +89,31 @@ def load_run(
         raise UserError(f"{workdir}/run.json does not say what the data was: training never began.")
     info = Info(**{k: tuple(v) if isinstance(v, list) else v for k, v in described["data"].items()})
     exp = experiment.build(config, info)
+    layout = _layout(config, mesh)
     _, like = models.abstract(exp.build)
-    like = hosts.everywhere(like)
+    if layout is not None:
+        exp = exp.on(layout)
+        at = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        like = jax.tree.map(at, like, exp.placed(like))
     with checkpoints.opened(workdir, write=False) as saved:
         restored = saved.restore_average(like, ema, step)
     denoiser = exp.denoiser(restored.state)
-    return Run(workdir, config, denoiser, exp.null, exp.schedule, info, restored.step, ema)
+    return Run(
+        workdir, config, denoiser, exp.null, exp.schedule, info, restored.step, ema, layout
+    )  # fmt: skip
+
+
+def _layout(config: ml_collections.ConfigDict, sizes: Mapping[str, int] | None) -> Layout | None:
+    """Of all devices; None for one."""
+    count = jax.device_count()
+    if sizes is None:
+        sizes = adapted({axis: config.mesh[axis] for axis in AXES}, count)
+    mesh = parallel.make(sizes)
+    return experiment.layout(config, mesh) if count > 1 else None
 
 
 def teacher(
-    workdir: str | pathlib.Path, info: Any
+    workdir: str | pathlib.Path, info: Any, mesh: Mapping[str, int] | None = None
 ) -> tuple[PyTree, Callable[[PyTree], experiment.Sampler]]:
     """(weights, weights -> (guided denoiser, solver, times)) of the run that another learns from.
 
@@ -99,11 +122,12 @@ def teacher(
     Args:
       workdir: what config.loss.teacher names.
       info: of the data of the run that learns.
+      mesh: its devices an axis: the teacher's weights are split over it too.
 
     Raises:
       UserError: as `load_run`, or the run's images or classes are others.
     """
-    run = load_run(workdir)
+    run = load_run(workdir, mesh=mesh)
     theirs, ours = ((i.shape, i.num_classes) for i in (run.info, info))
     if theirs != ours:
         raise UserError(
@@ -119,13 +143,15 @@ def teacher(
     return run.denoiser.params, of
 
 
-def weights(workdir: str | pathlib.Path, like: PyTree) -> PyTree:
+def weights(
+    workdir: str | pathlib.Path, like: PyTree, mesh: Mapping[str, int] | None = None
+) -> PyTree:
     """The weights of a run that another starts from: the average with which it samples.
 
     Raises:
       UserError: as `load_run`, or its network is another than that of `like`.
     """
-    found = load_run(workdir).denoiser.params
+    found = load_run(workdir, mesh=mesh).denoiser.params
     shapes = lambda tree: {
         jax.tree_util.keystr(path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -51,7 +51,8 @@ def sample(
       batch: samples at a time; all at once unless given. The last batch is padded, not recompiled.
       observe: `observe(x, t, prediction)` at the start of each step; what it returns is stacked.
         It is static: a new function (a new lambda, too) compiles anew.
-      sharding: how a batch is laid out over devices, e.g. NamedSharding(mesh, P("data")).
+      sharding: how a batch is laid out over devices, e.g. NamedSharding(mesh, P("data")). A batch
+        that the devices do not divide is padded.
       noise: what a stochastic solver draws from: `noise.fresh()` unless given.
 
     Returns:
@@ -120,13 +121,16 @@ def stream(
     batch = num if batch is None else min(batch, num)
     if batch < 1:
         raise UserError(f"sample: num={num} and batch={batch} given; both are at least 1.")
+    if sharding is not None:
+        parts = _parts(sharding)
+        batch = -(-batch // parts) * parts
 
     for start in range(0, num, batch):
         take = np.minimum(np.arange(start, start + batch), num - 1)
         pick = lambda a, take=take: a if batch == num else jnp.asarray(a)[take]
         inputs = jax.tree.map(pick, (ids, x, cond))
         if sharding is not None:
-            inputs = jax.device_put(inputs, sharding)
+            inputs = jax.tree.map(lambda a: _laid_out(a, sharding), inputs)
         out = _run(
             key, *inputs, denoiser, schedule, solver, times, noise, shapes=shapes, observe=observe
         )
@@ -231,6 +235,19 @@ def _number(num: int | None, **given: PyTree) -> int:
             + "."
         )
     return next(iter(lengths.values()), 1)
+
+
+def _parts(sharding: jax.sharding.Sharding) -> int:
+    """Into how many parts it cuts the first dimension."""
+    count = len(sharding.device_set)
+    return count // sharding.shard_shape((count,))[0]
+
+
+def _laid_out(a: Array, sharding: jax.sharding.Sharding) -> Array:
+    if sharding.is_fully_addressable:
+        return jax.device_put(a, sharding)
+    a = np.asarray(a)  # the same in every process
+    return jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
 
 
 def _first(out: PyTree, keep: int, observed: bool) -> PyTree:

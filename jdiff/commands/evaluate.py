@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace, console: Any) -> int:
     cache.enable(config.compile_cache, config.cache_dir)
     chosen = choices(args, config)
     metrics = args.metrics and [part.strip() for part in args.metrics.split(",")]
-    opened = runs.load_run(args.workdir, ema=args.ema, step=args.step)
+    opened = runs.load_run(args.workdir, ema=args.ema, step=args.step, mesh=args.mesh)
     figures = assess.assess(
         opened, num=args.num, seed=args.seed, batch=args.batch, sampling=chosen,
         features=args.features, metrics=metrics, console=console,

@@ -45,6 +45,11 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--step", type=whole(0), metavar="N",
         help="the checkpoint of which training step (default: the newest)",
     )  # fmt: skip
+    weights.add_argument(
+        "--mesh", type=mesh, metavar="A=N,...",
+        help="over how many devices what is split, e.g. fsdp=4,data=2; -1 for what the others "
+        "leave (default: the config's, config.mesh, as far as the devices at hand allow)",
+    )  # fmt: skip
     group = parser.add_argument_group(
         "sampler", "What is not given is as in the config of the run (config.sampling)."
     )
@@ -178,6 +183,22 @@ def assignments(text: str) -> dict[str, float]:
         except ValueError:
             raise argparse.ArgumentTypeError(
                 f"{part!r} given; name=number is needed, as eta=0.5"
+            ) from None
+    return found
+
+
+def mesh(text: str) -> dict[str, int]:
+    """Reads axis=size pairs."""
+    found = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        try:
+            if not equals:
+                raise ValueError
+            found[name.strip()] = int(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} given; axis=number is needed, as fsdp=4"
             ) from None
     return found
 

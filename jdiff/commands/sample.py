@@ -82,7 +82,7 @@ def _run(args: argparse.Namespace, console: Any) -> int:
     npz = output(args.npz, "--npz", ".npz") if args.npz else None
     chosen = options.choices(args, config)
 
-    opened = runs.load_run(args.workdir, ema=args.ema, step=args.step)
+    opened = runs.load_run(args.workdir, ema=args.ema, step=args.step, mesh=args.mesh)
     classes = opened.null.get("label", 0)
     wanted = None
     if classes:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jdiff.evaluation.features import Extractor, check_images
+from jdiff.evaluation.features import Extractor, check_images, over_devices
 
 DIM = 128
 _WIDTHS = (32, 64, 64)
@@ -61,14 +61,16 @@ class Classifier:
         partial.replace(path)
 
     def _extractor(self, name: str, dim: int, compute) -> Extractor:
+        extract = over_devices(name, dim, compute, self.params, _BATCH)
+
         def call(images):
             if images.shape[1:] != self.shape:
                 raise ValueError(
                     f"the classifier was trained on images {self.shape}, got {images.shape[1:]}"
                 )
-            return compute(self.params, images)
+            return extract.function(images)
 
-        return Extractor(name, dim, call, _BATCH)
+        return dataclasses.replace(extract, function=call)
 
 
 def load(path: str | pathlib.Path) -> Classifier:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdiff.errors import choose
+from jdiff.pytree import PyTree
 
 NAMES = ("classifier", "inception", "pixels", "resnet50")
 
@@ -57,9 +58,7 @@ def inception(path: str | pathlib.Path | None = None) -> Extractor:
     from jdiff.evaluation import inception as network
 
     params = network.load(path or _prepared("fid"))
-    compute = jax.jit(network.features)
-    batch = 8 if jax.default_backend() == "cpu" else 128
-    return Extractor("inception", network.DIM, lambda x: compute(params, x), batch)
+    return over_devices("inception", network.DIM, network.features, params, _batch())
 
 
 def resnet50(path: str | pathlib.Path | None = None) -> Extractor:
@@ -67,14 +66,29 @@ def resnet50(path: str | pathlib.Path | None = None) -> Extractor:
     from jdiff.evaluation import resnet50 as network
 
     params = network.load(path or _prepared("resnet50"))
-    compute = jax.jit(network.features)
-    batch = 8 if jax.default_backend() == "cpu" else 128
-    return Extractor("resnet50", network.DIM, lambda x: compute(params, x), batch)
+    return over_devices("resnet50", network.DIM, network.features, params, _batch())
 
 
 def function(name: str, dim: int, compute: Callable[[jax.Array], jax.Array]) -> Extractor:
     """A user's jax function from uint8 images `[B, H, W, C]` to features `[B, dim]`."""
-    return Extractor(name, dim, jax.jit(compute))
+    return over_devices(name, dim, lambda _, images: compute(images), (), 64)
+
+
+def over_devices(
+    name: str, dim: int, compute: Callable[[PyTree, jax.Array], jax.Array], params: PyTree,
+    batch: int,
+) -> Extractor:  # fmt: skip
+    """An extractor of a network `compute(params, images)`: this process's devices share a batch.
+
+    Each has all of the params. The batch is rounded up to a multiple of the devices.
+    """
+    devices = jax.local_devices()
+    mesh = jax.sharding.Mesh(np.asarray(devices), ("images",))
+    split, whole = (jax.NamedSharding(mesh, spec) for spec in (jax.P("images"), jax.P()))
+    params = jax.device_put(params, whole)
+    compute = jax.jit(compute)
+    batch = -(-batch // len(devices)) * len(devices)
+    return Extractor(name, dim, lambda x: compute(params, jax.device_put(x, split)), batch)
 
 
 def named(
@@ -129,6 +143,11 @@ def _padded(images: np.ndarray, batch: int) -> Iterator[np.ndarray]:
         part = images[start : start + batch]
         missing = batch - len(part)
         yield np.pad(part, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else part
+
+
+def _batch() -> int:
+    """Images at a time of an ImageNet network; simulated devices share one CPU."""
+    return 8 if jax.default_backend() == "cpu" else 128 * jax.local_device_count()
 
 
 def _prepared(name: str) -> pathlib.Path:

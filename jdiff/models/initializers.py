@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from jdiff.parallel.fetch import fetch
+from jdiff.parallel.layout import constrain
 
 # Parameters above this many elements are drawn on their own, so that a sharded initialisation
 # never holds a whole one on a device. Smaller ones share one vector.
@@ -131,7 +132,8 @@ def draw(key: jax.Array, leaves: Sequence[tuple[tuple[int, ...], Init]]) -> list
             pool = (jnp if traced else np).ones(shape, np.float32)
         else:
             pool = _standard(jax.random.fold_in(key, number), distribution, shape)
-            pool = pool if traced else np.asarray(pool)
+            # Whole on every device, to be cut there, and not cut from parts that lie elsewhere.
+            pool = (pool if own else constrain(pool, None)) if traced else np.asarray(pool)
         ends = itertools.accumulate(sizes)
         pieces = pool if own else [pool[end - size : end] for end, size in zip(ends, sizes)]
         for i, piece in zip(members, pieces):

@@ -51,29 +51,56 @@ def fit(sizes: Mapping[str, int], count: int) -> dict[str, int]:
         raise UserError(f"mesh.{rest[0]} and mesh.{rest[1]} are both -1; only one can be the rest.")
     known = math.prod(size for size in shape.values() if size != -1)
     if count % known or (not rest and known != count):
-        given = " x ".join(f"{name} {size}" for name, size in shape.items() if size > 1) or "1"
-        near = max(d for d in range(1, known + 1) if count % d == 0)
+        given = " x ".join(f"{name}={size}" for name, size in shape.items() if size > 1) or "1"
+        fitting = ", ".join(str(d) for d in range(1, count + 1) if count % d == 0)
+        why = f"{known} is not a divisor of it" if rest else f"that is {known}"
         raise UserError(
-            f"mesh: {given} does not make {count} devices. Sizes must multiply to it; the largest "
-            f"divisor up to {known} is {near}. Give one axis -1 for the rest."
+            f"mesh: {given} given for {count} devices, and {why}. Sizes are divisors ({fitting}) "
+            f"whose product is {count}; -1 for one of them is what the others leave."
         )
     if rest:
         shape[rest[0]] = count // known
     return shape
 
 
+def adapted(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """`sizes` if they make `count` devices; else what of each axis divides them, data for the rest.
+
+    For weights that were trained on other devices than there are now.
+
+    Raises:
+      UserError: an unknown axis.
+    """
+    for name in sizes:
+        choose("mesh axis", name, AXES)
+    try:
+        return fit(sizes, count)
+    except UserError:
+        shape, left = {}, count
+    for name in reversed(AXES[1:]):
+        size = sizes.get(name, 1)
+        shape[name] = left if size == -1 else math.gcd(size, left)
+        left //= shape[name]
+    return fit({"data": left, **shape}, count)
+
+
 def _grid(shape: tuple[int, ...], devices: list[Any]) -> Any:
-    """The devices as an array: within a slice by its own links, slices along the first axes."""
+    """The devices as an array: within a slice by its own links, slices along data, then fsdp.
+
+    Tensor and sequence talk in every layer, which the network between slices is too slow for.
+    """
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     across, left = [], slices
-    for size in shape:
-        across.append(math.gcd(size, left))
+    for name, size in zip(AXES, shape):
+        across.append(math.gcd(size, left) if name in ("data", "fsdp") else 1)
         left //= across[-1]
     if left > 1:
+        given = " x ".join(f"{name}={size}" for name, size in zip(AXES, shape))
         raise UserError(
-            f"mesh: sizes {shape} cannot be laid over {slices} slices; make data a multiple of it."
+            f"mesh: {given} cannot be laid over {slices} slices; data x fsdp must be a multiple of "
+            f"{slices}, since tensor and sequence stay within a slice."
         )
     within = [size // n for size, n in zip(shape, across)]
     return mesh_utils.create_hybrid_device_mesh(
