@@ -11,6 +11,7 @@ import numpy as np
 from jdiff.denoisers import as_denoiser
 from jdiff.errors import UserError
 from jdiff.guidance.weak import Against, Weak, against, checked
+from jdiff.parallel.tokens import parts
 from jdiff.pytree import Array, static, struct
 
 
@@ -36,7 +37,17 @@ def blur(q: Array, sigma: Array | float) -> Array:
 def smoothed_attention(
     q: Array, k: Array, v: Array, *, sigma: Array | float, mask: Array | None = None
 ) -> Array:
-    """Softmax attention with queries blurred over the grid, that is with blurred logits."""
+    """Softmax attention with queries blurred over the grid, that is with blurred logits.
+
+    Raises:
+      UserError: a sequence split over devices, which need not be in order (`parallel.tokens`).
+    """
+    if q.ndim == 4 and parts() > 1:
+        raise UserError(
+            f"smoothed-energy guidance blurs along a sequence of {q.shape[1]} tokens that "
+            f"mesh.sequence={parts()} has split and joined out of order; sample with "
+            "mesh.sequence=1."
+        )
     flat = (a.reshape(a.shape[0], -1, *a.shape[-2:]) for a in (blur(q, sigma), k, v))
     return jax.nn.dot_product_attention(*flat, mask=mask).reshape(q.shape)
 

@@ -6,6 +6,7 @@ however many devices there are; a ring moves as much in every turn.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -29,8 +30,6 @@ class AllToAll:
         """softmax(q k / sqrt(D)) v; q `[B, *grid, heads, D]`, k and v `[B, *places, heads, D]`."""
         flat = [a.reshape(len(a), -1, *a.shape[-2:]) for a in (q, k, v)]
         laid = shards(self.layout, "all_to_all", *flat[:2])
-        if laid.count == 1:
-            return self.kernel(q, k, v, **({} if mask is None else {"mask": mask}))
         heads, over = q.shape[-2], laid.count * laid.over_heads
         if heads % over:
             raise UserError(
@@ -40,12 +39,12 @@ class AllToAll:
             )
 
         def body(mask: Array | None, *parts: Array) -> Array:
-            exchange = lambda a, to, by: jax.lax.all_to_all(
-                a, laid.tokens, split_axis=to, concat_axis=by, tiled=True
-            )
-            whole = (exchange(a, 2, 1) for a in parts)
-            out = self.kernel(*whole, **({} if mask is None else {"mask": mask}))
-            return exchange(out, 1, 2)
+            masked = {} if mask is None else {"mask": mask}
+            if laid.count == 1:
+                return self.kernel(*parts, **masked)
+            exchange = functools.partial(jax.lax.all_to_all, axis_name=laid.tokens, tiled=True)
+            whole = (exchange(a, split_axis=2, concat_axis=1) for a in parts)
+            return exchange(self.kernel(*whole, **masked), split_axis=1, concat_axis=2)
 
         ins = (_of_mask(laid, mask), *(laid.places,) * 3)
         call = jax.shard_map(
@@ -56,6 +55,9 @@ class AllToAll:
 
 def all_to_all(layout: Layout, kernel: Any) -> AllToAll:
     """`kernel` on whole sequences of split heads, over the mesh axes that split "tokens".
+
+    Where only heads or the batch are split it runs `kernel` on each device's own: kernels that the
+    compiler cannot split (cuDNN's, Pallas's, a loop over heads) are put in by it, too.
 
     Args:
       layout: of the network, as in `apply.with_layout(layout).with_attention(...)`.

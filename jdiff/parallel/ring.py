@@ -164,7 +164,9 @@ def _round(laid: Shards, turn, state: PyTree, part: tuple, sums: tuple) -> tuple
     `sums`, to which `more` is added, go round with the part that they belong to, and come home.
     Parts are handed on while the device is busy with them.
     """
-    me = jax.lax.axis_index(laid.tokens) if laid.tokens else 0
+    if laid.count == 1:
+        return turn(state, part, 0)
+    me = jax.lax.axis_index(laid.tokens)
     hand_on = functools.partial(
         jax.lax.ppermute, axis_name=laid.tokens,
         perm=[(i, (i + 1) % laid.count) for i in range(laid.count)],
@@ -180,7 +182,7 @@ def _round(laid: Shards, turn, state: PyTree, part: tuple, sums: tuple) -> tuple
     (state, part, sums), _ = jax.lax.scan(step, (state, part, sums), jnp.arange(laid.count - 1))
     state, more = turn(state, part, (me + 1) % laid.count)
     sums = jax.tree.map(jnp.add, sums, more)
-    return state, hand_on(sums) if sums and laid.tokens else sums
+    return state, hand_on(sums) if sums else sums
 
 
 def _in_blocks(look, block: int, state: PyTree, part: tuple, places: Array | None):
