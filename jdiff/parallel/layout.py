@@ -85,10 +85,17 @@ class Layout:
         """Global arrays from this process's rows of them (those of `rows(size)`, in that order)."""
         if jax.process_count() == 1:
             return jax.device_put(batch, self.batch)
-        return jax.tree.map(
-            lambda a: jax.make_array_from_process_local_data(self.batch, a, (size, *a.shape[1:])),
-            batch,
-        )
+        rows = self.rows(size)  # not always one range, nor disjoint from other processes'
+
+        def place(a: np.ndarray) -> Array:
+            def part(index: tuple[slice, ...]) -> np.ndarray:
+                start, stop, _ = index[0].indices(size)
+                first = np.searchsorted(rows, start)
+                return a[first : first + stop - start]
+
+            return jax.make_array_from_callback((size, *a.shape[1:]), self.batch, part)
+
+        return jax.tree.map(place, batch)
 
     def _over(self, axes: Sequence[str]) -> int:
         return math.prod(self.mesh.shape[a] for a in axes)
