@@ -31,6 +31,7 @@ _TRACE = {
     "host": ("waiting for the host", "c-other"),
 }
 _NAMED = 0.05  # a share below this is no bottleneck
+_LONG = 0.25  # a start above this share is worth a word
 _SHOWN = 0.0005  # nor is one below this drawn
 
 
@@ -56,22 +57,29 @@ def timing(facts: Facts) -> dict[str, Any] | None:
 
 
 def bottleneck(spent: Mapping[str, float], config: Mapping[str, Any]) -> str:
-    """A sentence on what else than training takes most of a run's time, and what to do."""
+    """Sentences on what else than training takes most of a run's time, and what to do."""
     whole = sum(spent.values())
-    waits = {name: seconds for name, seconds in spent.items() if name in _ADVICE}
-    worst = max(waits, key=waits.get, default=None)
-    if worst is None or waits[worst] < _NAMED * whole:
-        share = percent(spent.get("steps", 0.0) / whole)
-        return (
-            f"{share} of the time goes into the training steps themselves; a trace of some says "
-            "what in them is dear: jdiff train --profile."
+    once = sum(spent.get(name, 0.0) for name in _ONCE)
+    share = lambda name: spent.get(name, 0.0) / max(whole - once, 1e-9)
+    worst = max(_ADVICE, key=share)
+    if share(worst) < _NAMED:
+        text = (
+            f"After the start {percent(share('steps'))} of the time goes into the training steps "
+            "themselves; a trace of some says what in them is dear: jdiff train --profile."
         )
-    what, advice = _ADVICE[worst]
-    return (
-        f"{percent(waits[worst] / whole)} of the time goes into {what}: {_filled(advice, config)}"
-    )
+    else:
+        what, advice = _ADVICE[worst]
+        text = f"After the start {percent(share(worst))} of the time goes into {what}: "
+        text += _filled(advice, config)
+    if once > _LONG * whole:
+        text += (
+            f" The start is {percent(once / whole)} of all; compiled programs are kept for the "
+            "next one unless config.compile_cache is off."
+        )
+    return text
 
 
+_ONCE = ("start", "compile", "profile")
 _ADVICE = {
     "input": (
         "waiting for data, while no step runs",
@@ -88,14 +96,9 @@ _ADVICE = {
         "config.sampling.grid.steps ({sampling.grid.steps} now)",
     ),
     "logging": (
-        "fetching and writing metrics",
+        "writing metrics",
         "a larger config.train.log_every ({train.log_every} now)",
     ),
-    "compile": (
-        "compiling",
-        "this comes once; config.compile_cache keeps programs for the next start",
-    ),
-    "start": ("starting: reading data, building and restoring the state", "this comes once"),
     "other": (
         "none of the known parts",
         "a trace shows what the host does: jdiff train --profile",
