@@ -3,6 +3,7 @@
     python benchmarks/torture.py                       # 30 kills -9 of a digits run
     python benchmarks/torture.py --terms=5             # and 5 SIGTERM, as before a preemption
     python benchmarks/torture.py --config=configs/digits.py     # of a larger network
+    python benchmarks/torture.py --processes=2 --kills=6        # one of two processes is hit
     python benchmarks/torture.py --quick               # one of each
 
 Each time the run is started again by the same command. Three kinds of moments are drawn from
@@ -14,11 +15,13 @@ same bits as those of the run that was left alone.
 
 import argparse
 import json
+import logging
 import os
 import pathlib
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -53,19 +56,23 @@ class Blow(NamedTuple):
       moment: "start", "step" or "save".
       wait: seconds after that moment.
       steps: how many steps, or saves, are let through before.
+      process: which one is hit, modulo their number.
     """
 
     signum: int
     moment: str
     wait: float
     steps: int
+    process: int
 
 
 class Felt(NamedTuple):
     """What a blow did."""
 
     blow: Blow
-    code: int
+    code: int | None
+    others: tuple[int | None, ...]  # exit codes of the processes that were not hit
+    waited: float  # seconds until the last of them had ended
     step: int  # the last one in metrics.jsonl
     saved: int | None  # the newest checkpoint
     half: bool  # whether an unfinished save was left behind
@@ -82,17 +89,48 @@ def blows(kills: int, terms: int, every: int, seed: int) -> list[Blow]:
         moment = ("save", "step", "save", "step", "start")[i % 5]
         wait = {"save": 0.06, "step": 0.2, "start": 6.0}[moment]
         steps = draw.randint(0, 1) if moment == "save" else draw.randint(1, every)
-        found.append(Blow(signum, moment, draw.uniform(0, wait), steps))
+        found.append(Blow(signum, moment, draw.uniform(0, wait), steps, i))
     return found
 
 
-def strike(command: list[str], workdir: pathlib.Path, blow: Blow, log: pathlib.Path) -> Felt:
-    """Starts the command, waits for the moment, kills the process, and looks at what is left."""
-    began, first, seen = time.monotonic(), last_step(workdir), set(unfinished(workdir))
+def started(command: list[str], processes: int, log: pathlib.Path) -> list[subprocess.Popen]:
+    """The processes of one run, on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = lambda i: [
+        f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={i}",
+        "--connect_timeout=50",
+    ] if processes > 1 else []  # fmt: skip
     with log.open("ab") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+        return [
+            subprocess.Popen([*command, *together(i)], stdout=out, stderr=subprocess.STDOUT)
+            for i in range(processes)
+        ]
+
+
+def ended(run: list[subprocess.Popen], timeout: float) -> tuple[int | None, ...]:
+    """Exit codes; a process that does not end in time is killed and has None."""
+    codes, until = [], time.monotonic() + timeout
+    for process in run:
+        try:
+            codes.append(process.wait(max(until - time.monotonic(), 0.1)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            codes.append(None)
+    return tuple(codes)
+
+
+def strike(
+    command: list[str], processes: int, workdir: pathlib.Path, blow: Blow, log: pathlib.Path
+) -> Felt:
+    """Starts the command, waits for the moment, hits a process, and looks at what is left."""
+    began, first = time.monotonic(), last_step(workdir)
+    before = seen = set(unfinished(workdir))
+    run = started(command, processes, log)
     saves = 0
-    while process.poll() is None:
+    while all(process.poll() is None for process in run):
         if blow.moment == "start":
             break
         if blow.moment == "step" and last_step(workdir) >= first + blow.steps:
@@ -103,12 +141,31 @@ def strike(command: list[str], workdir: pathlib.Path, blow: Blow, log: pathlib.P
             break
         time.sleep(0.001)
     time.sleep(blow.wait)
-    process.send_signal(blow.signum)
-    code = process.wait(timeout=300)
+    hit = run.pop(blow.process % processes)
+    hit.send_signal(blow.signum)
+    at = time.monotonic()
+    (code,) = ended([hit], 300)
+    others = ended(run, 60 if blow.signum == signal.SIGKILL else 300)
+    half = bool(set(unfinished(workdir)) - before)
     return Felt(
-        blow, code, last_step(workdir), newest(workdir), any(unfinished(workdir)),
+        blow, code, others, time.monotonic() - at, last_step(workdir), newest(workdir), half,
         time.monotonic() - began,
     )  # fmt: skip
+
+
+def unexpected(felt: Felt) -> list[str]:
+    """What is wrong with the exit codes after a blow."""
+    name = signal.Signals(felt.blow.signum).name
+    killed = felt.blow.signum == signal.SIGKILL
+    # Before Python has come to our handler, SIGTERM ends a process as it ends any other.
+    early = felt.blow.moment == "start" and felt.code == -signal.SIGTERM
+    fine = felt.code if early else -signal.SIGKILL if killed else exits.REQUEUE
+    theirs = exits.PEER_LOST if killed or early else exits.REQUEUE
+    wrong = [] if felt.code == fine else [f"a process hit by {name} ended with {felt.code}"]
+    return wrong + [
+        f"a process beside one hit by {name} ended with {code}"
+        for code in felt.others if code != theirs
+    ]  # fmt: skip
 
 
 def unfinished(workdir: pathlib.Path) -> Iterator[str]:
@@ -146,7 +203,11 @@ def contents(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     step = workdir / "checkpoints" / str(newest(workdir))
-    state = ocp.PyTreeCheckpointer().restore((step / "state").absolute())
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    folder, reader = (step / "state").absolute(), ocp.PyTreeCheckpointer()
+    here = ocp.ArrayRestoreArgs(sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    wanted = jax.tree.map(lambda _: here, reader.metadata(folder).item_metadata.tree)
+    state = reader.restore(folder, restore_args=wanted)
     bits = lambda a: jax.random.key_data(a) if jax.dtypes.issubdtype(
         getattr(a, "dtype", np.float32), jax.dtypes.prng_key) else a  # fmt: skip
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
@@ -173,6 +234,7 @@ def main() -> int:
     p.add_argument("--kills", type=int, default=30, help="kills -9 (default 30)")
     p.add_argument("--terms", type=int, default=0, help="SIGTERMs among them (default 0)")
     p.add_argument("--every", type=int, default=10, help="steps between checkpoints (default 10)")
+    p.add_argument("--processes", type=int, default=1, help="of the run; one is hit (default 1)")
     p.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
     p.add_argument("--folder", type=pathlib.Path, help="keeps the two runs and their output here")
     p.add_argument("--config", type=pathlib.Path, help="by default a small DiT on the digits")
@@ -196,33 +258,25 @@ def main() -> int:
     alone, struck = folder / "alone", folder / "struck"
 
     began = time.monotonic()
-    print(
-        f"{steps} steps, a checkpoint every {a.every}; the run that is left alone ...", flush=True
-    )
-    subprocess.run(command(alone), check=True, stdout=subprocess.DEVNULL)
+    print(f"{steps} steps, a checkpoint every {a.every}; first a run left alone ...", flush=True)
+    if any(codes := ended(started(command(alone), a.processes, folder / "alone.log"), 3600)):
+        print(f"FAILED: it ended with {codes}; see {folder / 'alone.log'}")
+        return 1
     print(f"  {time.monotonic() - began:.0f} s\n", flush=True)
     print("  #  signal   moment              exit  told  saved  half a save  seconds", flush=True)
-    felt = []
+    felt, wrong, log = [], [], folder / "struck.log"
     for i, blow in enumerate(blows(kills, terms, a.every, a.seed), 1):
-        felt.append(f := strike(command(struck), struck, blow, folder / "struck.log"))
+        felt.append(f := strike(command(struck), a.processes, struck, blow, log))
         moment = f"{blow.moment} {blow.steps if blow.moment != 'start' else ''} +{blow.wait:.3f} s"
+        others = f"  the others: {f.others} after {f.waited:.1f} s" if f.others else ""
         print(
-            f"{i:3}  {signal.Signals(blow.signum).name:7}  {moment:18}  {f.code:4}  {f.step:4}  "
-            f"{f.saved if f.saved is not None else '-':>5}  {'yes' if f.half else '-':>11}  "
-            f"{f.seconds:7.1f}", flush=True,
+            f"{i:3}  {signal.Signals(blow.signum).name:7}  {moment:18}  {f.code!s:>4}  "
+            f"{f.step:4}  {f.saved if f.saved is not None else '-':>5}  "
+            f"{'yes' if f.half else '-':>11}  {f.seconds:7.1f}{others}", flush=True,
         )  # fmt: skip
-    with (folder / "struck.log").open("ab") as out:
-        last = subprocess.run(command(struck), stdout=out, stderr=subprocess.STDOUT).returncode
-
-    wrong = [] if last == exits.OK else [f"the last start ended with {last}"]
-    for f in felt:
-        # Before Python has come to our handler, SIGTERM ends a process as it ends any other.
-        early = f.blow.moment == "start" and f.code == -signal.SIGTERM
-        expected = -signal.SIGKILL if f.blow.signum == signal.SIGKILL else exits.REQUEUE
-        if f.code != expected and not early:
-            wrong.append(
-                f"a process hit by {signal.Signals(f.blow.signum).name} ended with {f.code}"
-            )
+        wrong += unexpected(f)
+    if any(codes := ended(started(command(struck), a.processes, log), 3600)):
+        wrong.append(f"the last start ended with {codes}")
     wrong += differences(alone, struck) if not wrong else []
     arrays = len(contents(alone)) - 1
     print(
