@@ -106,7 +106,7 @@ def test_speed_stands_with_what_it_means_for_a_chip(tmp_path):
          "steps (18 now)"),
         ({"logging": 6}, "config.train.log_every (50 now)"),
         ({"other": 10}, "jdiff train --profile"),
-        ({"input": 4, "checkpoint": 1}, "After the start 95.0 % of the time goes into the trainin"),
+        ({"input": 4, "checkpoint": 1}, "95.0 % of the time goes into the training steps"),
         ({"profile": 20}, "After the start 100 % of the time goes into the training steps"),
         # What comes once hides nothing of what comes again and again.
         ({"compile": 40, "start": 40, "input": 10}, "After the start 50.0 % of the time goes into "
