@@ -1,4 +1,4 @@
-"""Accelerators as their makers describe them, and device words: `v5p-256`, `64xH200`, `8xA100`, `8`.
+"""Accelerators as their makers describe them, and words for them: `v5p-256`, `64xH200`, `8`.
 
 Figures are of one device as jax sees it: a TPU chip (v4 and v5p join its two cores), or one GPU.
 Links count one direction, all of a device's together: a bound, reached by collectives that use all.
@@ -54,11 +54,11 @@ def _gpu(
 
 
 #: By name. TPUs: Google Cloud documentation, "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e", system
-#: architecture: HBM capacity and bandwidth, and interchip interconnect bandwidth a chip (2400, 1600,
-#: 4800 and 3584 Gbit/s). Between slices: a host's network over its chips (200 Gbit/s for 4 of v4 and
-#: v5p, 100 for 4 of v5e, 400 for 4 of v6e). GPUs: NVIDIA's data sheets of the SXM modules: TF32
-#: without sparsity, memory, NVLink (half of the sum of both directions), and between machines the
-#: network of an HGX / DGX node of eight: 200 Gbit/s a GPU for A100, 400 for the others.
+#: architecture: HBM capacity and bandwidth, and interchip interconnect bandwidth a chip (2400,
+#: 1600, 4800 and 3584 Gbit/s). Between slices: a host's network over its chips (200 Gbit/s for 4 of
+#: v4 and v5p, 100 for 4 of v5e, 400 for 4 of v6e). GPUs: NVIDIA's data sheets of the SXM modules:
+#: TF32 without sparsity, memory, NVLink (half of the sum of both directions), and between machines
+#: the network of an HGX / DGX node of eight: 200 Gbit/s a GPU for A100, 400 for the others.
 CHIPS = {
     chip.name: chip
     for chip in (

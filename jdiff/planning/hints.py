@@ -1,4 +1,4 @@
-"""What to change: the largest batch that fits, the least splitting that fits, what bounds the step."""
+"""What to change: the largest batch that fits, the least splitting that fits."""
 
 import dataclasses
 from typing import Any

@@ -1,10 +1,11 @@
-"""Kinds of operations, by the names of their primitives: what the compiler stores and what it fuses."""
+"""Kinds of operations, by their primitives: what the compiler stores and what it fuses."""
 
 #: Results that show what they are made of, or that are folded into whoever reads them.
 VIEWS = {
     "reshape", "squeeze", "expand_dims", "broadcast_in_dim", "iota", "convert_element_type", "copy",
-    "copy_p", "transpose", "rev", "slice", "dynamic_slice", "split", "unstack", "pad", "concatenate",
-    "stack", "bitcast_convert_type", "stop_gradient", "optimization_barrier", "sharding_constraint",
+    "copy_p", "transpose", "rev", "slice", "dynamic_slice", "split", "unstack", "pad", "stack",
+    "concatenate", "bitcast_convert_type", "stop_gradient", "optimization_barrier",
+    "sharding_constraint",
     "layout_constraint", "reshard", "mesh_cast", "pvary", "pbroadcast", "random_wrap",
     "random_unwrap", "create_token", "enter_manual", "leave_manual",
 }  # fmt: skip

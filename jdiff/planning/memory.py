@@ -78,7 +78,7 @@ def measure(program: Program, size: Size, *, donated: bool = False) -> Use:
 def fuse(program: Program, size: Size) -> tuple[set[int], list[frozenset[int]]]:
     """(the stored values, of which stored values each value is made)."""
     readers: dict[int, int] = dict.fromkeys(program.outputs, 1)
-    solid = set(program.outputs)  # read by who cannot read through a fusion
+    solid = {*program.outputs, *program.solid}  # read by who cannot read through a fusion
     for op in program.ops:
         for v in set(op.inputs):
             readers[v] = readers.get(v, 0) + 1

@@ -1,4 +1,4 @@
-"""The plan of a training step: what it keeps, computes and sends on each device, and how fast it is."""
+"""The plan of a training step: what it keeps, computes and sends on each device, and how long."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ import jax
 
 from jdiff.models import count
 from jdiff.models.flops import step_flops
-from jdiff.planning import memory, roofline, trace
+from jdiff.planning import cpu, memory, roofline, trace
 from jdiff.planning.chips import Devices
 from jdiff.planning.spread import Message
 from jdiff.pytree import PyTree
@@ -142,9 +142,9 @@ def of_traced(traced: trace.Traced, devices: Devices) -> Plan:
     return Plan(
         devices=devices,
         mesh=traced.mesh,
-        batch_size=traced.exp.config.train.batch_size,
+        batch_size=jax.tree.leaves(traced.batch)[0].shape[0],
         parameters=count(traced.state.params),
-        memory=memory_of(traced),
+        memory=memory_of(traced, devices),
         flops=step_flops(traced.jaxpr),
         work=work,
         messages=traced.messages,
@@ -152,13 +152,14 @@ def of_traced(traced: trace.Traced, devices: Devices) -> Plan:
     )
 
 
-def memory_of(traced: trace.Traced) -> Memory:
+def memory_of(traced: trace.Traced, devices: Devices) -> Memory:
     """Where one device's memory goes."""
     state, placed, program = traced.state, traced.placed, traced.program
     of = lambda part: _on_device(getattr(state, part), getattr(placed, part))
     arguments = sum(traced.size(program, v) for v in program.inputs)
     params, optimizer, averages, frozen = map(of, ("params", "opt", "averages", "frozen"))
     small = _on_device((state.step, state.key, state.bad_step), None)
+    program = cpu.written_out(program) if devices.chip.name == "cpu" else program
     use = memory.measure(program, traced.size, donated=True)
     like = {leaf.shape for leaf in jax.tree.leaves(state.params)}
     held = [v for v in use.held if program.values[v].shape in like]

@@ -33,6 +33,11 @@ class Value:
     spec: tuple[tuple[str, ...], ...]
 
     @property
+    def elements(self) -> int:
+        """Of the whole array."""
+        return math.prod(self.shape)
+
+    @property
     def bytes(self) -> int:
         """Of the whole array."""
         return math.prod(self.shape) * self.itemsize
@@ -67,12 +72,16 @@ class Program:
     Attributes:
       values: by number.
       inputs, outputs: the numbers of the program's own; an output may be an input.
+      solid: values that a backend stores whatever reads them.
+      literals: numbers of the constants that stand in equations.
     """
 
     values: list[Value]
     ops: list[Op]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    solid: frozenset[int] = frozenset()
+    literals: dict[tuple, int] = dataclasses.field(default_factory=dict)
 
 
 def flatten(closed: ClosedJaxpr) -> Program:
@@ -90,9 +99,12 @@ def _write(program: Program, jaxpr: Jaxpr, known: dict[Any, int]) -> list[int]:
     """Appends the equations; returns the numbers of the outputs."""
 
     def number(atom: Any) -> int:
-        if isinstance(atom, Literal):
-            return _new(program, atom.aval)
-        return known[atom]
+        if not isinstance(atom, Literal):
+            return known[atom]
+        key = (str(atom.val), str(atom.aval))
+        if key not in program.literals:
+            program.literals[key] = _new(program, atom.aval)
+        return program.literals[key]
 
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params

@@ -1,4 +1,4 @@
-"""How a program's values lie on a mesh, and where its devices must speak: what XLA's partitioner does.
+"""How a program's values lie on a mesh, and where its devices speak, as XLA's partitioner does.
 
 From the layout of the inputs, operation by operation: a product whose contracted dimension is split
 leaves sums to add up, a constraint that asks for less splitting gathers, FSDP fetches weights and
@@ -183,9 +183,9 @@ def _elementwise(walk: _Walk, op: Op) -> None:
         entries: list[tuple[str, ...]] = [()] * len(shape)
         for u in like:
             for d, axes in enumerate(walk.spec(u)):
-                if axes and walk.shape(u)[d] == shape[d] and not entries[d]:
-                    if not set(axes) & {a for e in entries for a in e}:
-                        entries[d] = axes
+                free = not entries[d] and not set(axes) & {a for e in entries for a in e}
+                if walk.shape(u)[d] == shape[d] and free:
+                    entries[d] = axes
         walk.put(v, tuple(entries))
         for u in like:
             _gather(walk, u, tuple(

@@ -1,4 +1,4 @@
-"""The training step of a config as a program, laid out on devices that are not here."""
+"""A training step as a program, laid out on devices that are not here."""
 
 import dataclasses
 from typing import Any
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jdiff import experiment
 from jdiff.parallel import mesh as meshes
+from jdiff.parallel.layout import Layout
 from jdiff.planning import spread
 from jdiff.planning.program import Program, flatten
 from jdiff.pytree import PyTree
@@ -16,7 +17,7 @@ from jdiff.training import step as steps
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Traced:
-    """A step on a mesh of `count` devices.
+    """A step on a mesh.
 
     Attributes:
       state, batch: shapes of the step's arguments.
@@ -27,7 +28,6 @@ class Traced:
       jaxpr: of the step.
     """
 
-    exp: experiment.Experiment
     state: steps.State
     batch: PyTree
     placed: PyTree
@@ -49,22 +49,40 @@ def trace(config: Any, info: Any, count: int) -> Traced:
     """
     exp, frozen = build(config, info, mesh(config, count))
     state, batch = arguments(exp, info, frozen)
-    jaxpr = jax.make_jaxpr(step(exp))(state, batch)
-    placed = exp.placed(state)
-    shape = dict(exp.layout.mesh.shape)
-    whole, rows = exp.layout.whole, exp.layout.batch
-    shardings = [*jax.tree.leaves(placed), *(rows for _ in jax.tree.leaves(batch))]
-    program = flatten(jaxpr)
+    return of_step(step(exp), state, batch, exp.placed(state), exp.layout)
+
+
+def of_step(
+    step: steps.Step, state: steps.State, batch: PyTree, placed: PyTree, layout: Layout
+) -> Traced:
+    """Traces any step, of a loop of one's own too.
+
+    Args:
+      step: (state, batch) -> (state, metrics), the state to be donated.
+      state, batch: arrays or `jax.ShapeDtypeStruct`s.
+      placed: the sharding of each leaf of the state, from `parallel.of_state`.
+      layout: of the mesh, which may be a `jax.sharding.AbstractMesh`.
+    """
+    jaxpr = jax.make_jaxpr(step)(state, batch)
+    shape = dict(layout.mesh.shape)
+    shardings = [*jax.tree.leaves(placed), *(layout.batch for _ in jax.tree.leaves(batch))]
     specs = [
-        spread.spec_of(s if v.ndim else whole, v.ndim) for s, v in zip(shardings, jaxpr.in_avals)
+        spread.spec_of(where if aval.ndim else layout.whole, aval.ndim)
+        for where, aval in zip(shardings, jaxpr.in_avals, strict=True)
     ]
+    program = flatten(jaxpr)
     messages = spread.spread(program, specs, shape)
-    return Traced(exp, state, batch, placed, shape, program, messages, jaxpr.jaxpr)
+    return Traced(state, batch, placed, shape, program, messages, jaxpr.jaxpr)
 
 
 def mesh(config: Any, count: int) -> jax.sharding.AbstractMesh:
     """The mesh of `config.mesh` on `count` devices, without them."""
-    shape = meshes.fit({axis: config.mesh[axis] for axis in meshes.AXES}, count)
+    return abstract({axis: config.mesh[axis] for axis in meshes.AXES}, count)
+
+
+def abstract(sizes: dict[str, int], count: int) -> jax.sharding.AbstractMesh:
+    """As `parallel.make`, of devices that need not exist."""
+    shape = meshes.fit(sizes, count)
     kinds = (jax.sharding.AxisType.Auto,) * len(shape)
     return jax.sharding.AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=kinds)
 
@@ -88,15 +106,20 @@ def arguments(
     from jdiff import models
 
     _, params = models.abstract(exp.build)
-    start = lambda params, key, frozen: steps.start(
-        params, key, exp.optimizer, exp.averages, frozen
-    )
-    state = jax.eval_shape(start, params, jax.random.key(0), frozen)
+    state = abstract_state(params, exp.optimizer, exp.averages, frozen)
     rows = exp.config.train.batch_size
     batch = {"image": jax.ShapeDtypeStruct((rows, *info.shape), jnp.uint8)}
     if info.num_classes:
         batch["label"] = jax.ShapeDtypeStruct((rows,), jnp.int32)
     return state, batch
+
+
+def abstract_state(
+    params: PyTree, optimizer: Any, averages: Any, frozen: PyTree = None
+) -> steps.State:
+    """Shapes of `training.step.start`."""
+    start = lambda params, key, frozen: steps.start(params, key, optimizer, averages, frozen)
+    return jax.eval_shape(start, params, jax.random.key(0), frozen)
 
 
 def step(exp: experiment.Experiment) -> steps.Step:
