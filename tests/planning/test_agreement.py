@@ -1,14 +1,13 @@
 """The plan against XLA on CPU: memory within 15 %, collectives to the byte."""
 
 import functools
-import importlib.util
-import pathlib
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from simulated import simulated
 
 from jdiff import experiment, models
 from jdiff.data.sources import Info
@@ -20,15 +19,6 @@ from jdiff.training import step as steps
 
 WITHIN = 0.15
 INFO = Info("test", "train", (16, 16, 4), 10, (), 0)
-
-
-def simulated(*args):
-    """tests/parallel/simulated.py, which is no package."""
-    path = pathlib.Path(__file__).parents[1] / "parallel" / "simulated.py"
-    spec = importlib.util.spec_from_file_location("simulated", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.simulated(*args)
 
 
 def config(model, batch=64, **sizes):

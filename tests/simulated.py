@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 
-TESTS = pathlib.Path(__file__).resolve().parents[1]
+TESTS = pathlib.Path(__file__).resolve().parent
 
 
 def simulated(devices: int, function, *args, timeout: float = 900):
