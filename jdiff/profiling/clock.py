@@ -161,10 +161,22 @@ class _Finished:
         self._thread.join(_CLOSE_S)
 
     def _run(self) -> None:
+        """Waits for the newest of what was dispatched, so that a loop that runs ahead of its
+        devices does not wake this thread at every step: those before were begun before it, one was
+        ready after another, and the devices had no rest in between.
+        """
         while (output := self._queue.get()) is not None:
+            outputs = [output]
+            while not self._queue.empty():
+                outputs.append(self._queue.get())
+            closing = outputs[-1] is None
+            count = len(outputs) - closing
             with contextlib.suppress(Exception):  # the loop meets the same error, and says so
-                output.block_until_ready()
-            del output  # its memory is not ours to keep
+                outputs[count - 1].block_until_ready()
+            del output, outputs  # their memory is not ours to keep
             with self._changed:
-                self._done.append((self._waiting.popleft(), self._now()))
+                now = self._now()
+                self._done += [(self._waiting.popleft(), now) for _ in range(count)]
                 self._changed.notify_all()
+            if closing:
+                return
