@@ -64,15 +64,6 @@ def fetched(tree: PyTree) -> PyTree:
     return jax.tree.map(fetch, tree)
 
 
-def everywhere(shapes: PyTree) -> PyTree:
-    """Shapes with a sharding by which every device holds all; in one process as they are."""
-    if _line.count == 1:
-        return shapes
-    mesh = jax.sharding.Mesh(jax.devices(), ("all",))
-    whole = jax.NamedSharding(mesh, jax.P())
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
-
-
 def divided(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
     """`function` of `[N, ...]` rows, each process computing its share; all have to call it."""
     if _line.count == 1:
