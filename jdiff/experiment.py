@@ -282,14 +282,17 @@ def _laid_out(apply: Any, config: ml_collections.ConfigDict, layout: Layout | No
     apply = apply.with_layout(layout)
     if layout is None or layout.mesh.shape["sequence"] == 1:
         return apply
-    kernels = {"ring": ring, "all_to_all": lambda layout: all_to_all(layout, by_head)}
+    kernels = {"ring": ring, "all_to_all": all_to_all}
     name = choose("config.mesh.attention", config.mesh.attention, kernels)
-    if name == "ring" and config.loss.name == "meanflow":
-        raise UserError(
-            "config.mesh.attention='ring' has no forward-mode derivatives, which the loss "
-            "'meanflow' takes; give 'all_to_all'."
-        )
-    return apply.with_attention(kernels[name](layout), "attention")  # not that to a whole text
+    kernel = kernels[name](layout)
+    if config.loss.name == "meanflow":  # takes forward-mode derivatives
+        if name == "ring":
+            raise UserError(
+                "config.mesh.attention='ring' has no forward-mode derivatives, which the loss "
+                "'meanflow' takes; give 'all_to_all'."
+            )
+        kernel = all_to_all(layout, by_head)
+    return apply.with_attention(kernel, "attention")  # not that to a whole text
 
 
 def check(exp: Experiment, info: Any) -> None:

@@ -18,6 +18,7 @@ from flax import nnx
 from jdiff.models.initializers import Axes, Init, ones, param, zeros
 from jdiff.models.remat import checkpoint, named
 from jdiff.parallel.fetch import fetch, fetches
+from jdiff.parallel.tokens import parts
 
 
 class Linear(nnx.Module):
@@ -53,19 +54,22 @@ class Linear(nnx.Module):
 
 
 def together(x: jax.Array, *maps: Linear) -> list[jax.Array]:
-    """[y(x) for y in maps], of equal width, in one product; of n maps in one there are n results.
+    """[y(x) for y in maps], all of one width; of n maps in one there are n results.
 
-    On split heads its gradient by x is summed over the devices once, not once a map.
+    Where the layout splits their results over devices it is one product, so that its gradient by x
+    is summed over the devices once, not once a map.
     """
+    axes = maps[0].kernel.get_metadata().get("axes") or (None,)
+    if parts(axes[-1]) == 1:
+        found = [y(x) for y in maps]
+        return [b for a in found for b in ([a] if a.ndim == x.ndim else jnp.unstack(a, axis=-2))]
     dtype, width = maps[0].dtype, maps[0].kernel.shape[-1]
     kernels = [y.kernel.get_value() for y in maps]
-    parts = [w.astype(dtype).reshape(len(w), -1, width) for w in kernels]
-    axes = maps[0].kernel.get_metadata().get("axes") or (None, None)
-    kernel = fetch(jnp.concatenate(parts, axis=1), (axes[-kernels[0].ndim], None, axes[-1]))
+    kernel = jnp.concatenate([w.reshape(len(w), -1, width) for w in kernels], 1, dtype=dtype)
+    kernel = fetch(kernel, (axes[-kernels[0].ndim], None, axes[-1]))
     y = jnp.tensordot(x.astype(dtype), kernel, 1)
     if maps[0].bias is not None:
-        biases = [y.bias[...].reshape(-1, width) for y in maps]
-        y = y + jnp.concatenate(biases).astype(dtype)
+        y = y + jnp.concatenate([y.bias[...].reshape(-1, width) for y in maps], dtype=dtype)
     return jnp.unstack(y, axis=-2)
 
 

@@ -7,13 +7,14 @@ however many devices there are; a ring moves as much in every turn.
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 
 from jdiff.errors import UserError
+from jdiff.parallel.blockwise import blockwise
 from jdiff.parallel.layout import Layout
-from jdiff.parallel.shards import nearest, shards
+from jdiff.parallel.shards import Shards, nearest, shards
 from jdiff.pytree import Array
 
 P = jax.sharding.PartitionSpec
@@ -24,7 +25,7 @@ class AllToAll:
     """An attention kernel (`models.attention.Kernel`) for tokens that a layout splits."""
 
     layout: Layout
-    kernel: Any
+    kernel: Callable[..., Array]
 
     def __call__(self, q: Array, k: Array, v: Array, *, mask: Array | None = None) -> Array:
         """softmax(q k / sqrt(D)) v; q `[B, *grid, heads, D]`, k and v `[B, *places, heads, D]`."""
@@ -53,7 +54,7 @@ class AllToAll:
         return call(mask, *flat).reshape(q.shape)
 
 
-def all_to_all(layout: Layout, kernel: Any) -> AllToAll:
+def all_to_all(layout: Layout, kernel: Callable[..., Array] = blockwise) -> AllToAll:
     """`kernel` on whole sequences of split heads, over the mesh axes that split "tokens".
 
     Where only heads or the batch are split it runs `kernel` on each device's own: kernels that the
@@ -61,8 +62,8 @@ def all_to_all(layout: Layout, kernel: Any) -> AllToAll:
 
     Args:
       layout: of the network, as in `apply.with_layout(layout).with_attention(...)`.
-      kernel: what attends (`models.attention.Kernel`); `models.attention.by_head` computes maps
-        again in the backward pass.
+      kernel: what attends (`models.attention.Kernel`). The default's memory grows linearly with
+        the sequence; `models.attention.by_head` has forward-mode derivatives.
 
     Raises:
       UserError: when called, if the tokens or the heads do not divide over the devices.
@@ -70,7 +71,7 @@ def all_to_all(layout: Layout, kernel: Any) -> AllToAll:
     return AllToAll(layout, kernel)
 
 
-def _of_mask(laid: Any, mask: Array | None) -> P | None:
+def _of_mask(laid: Shards, mask: Array | None) -> P | None:
     """Heads as after the exchange, all else whole but the batch."""
     if mask is None:
         return None

@@ -1,21 +1,18 @@
 """Ring attention: keys and values go round the devices that a sequence is split over.
 
 Liu et al. 2023 (2310.01889). Each device keeps its queries. In every turn it looks at the keys and
-values that lie with it and hands them on, and the softmax is put together as they come by (Milakov
-and Gimelshein 2018). No device ever holds all keys, nor maps of more than its queries and `block`
-keys: the backward pass sends them round once more and computes the maps again, as FlashAttention
-does (Dao et al. 2022, algorithm 4).
+values that lie with it, a block at a time (`blockwise`), and hands them on. No device ever holds
+all keys; the backward pass sends them round once more.
 """
 
 import dataclasses
 import functools
-import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jdiff.errors import positive
+from jdiff.parallel import blockwise
 from jdiff.parallel.layout import Layout
 from jdiff.parallel.shards import Shards, shards
 from jdiff.pytree import Array, PyTree
@@ -35,12 +32,12 @@ class Ring:
         return _attend(laid, self.block, *flat, mask).reshape(q.shape)
 
 
-def ring(layout: Layout, block: int = 1024) -> Ring:
+def ring(layout: Layout, block: int = blockwise.BLOCK) -> Ring:
     """Ring attention over the mesh axes that `layout` splits "tokens" over.
 
     Exact, on any number of devices, whatever the heads. A device sends its keys and values round
     once forward, and once more, with their gradients, backward. There are no forward-mode
-    derivatives (`jax.jvp`, as MeanFlow's loss takes): `all_to_all` has them.
+    derivatives (`jax.jvp`, as MeanFlow's loss takes): `all_to_all` can have them.
 
     Args:
       layout: of the network, as in `apply.with_layout(layout).with_attention(ring(layout))`.
@@ -86,39 +83,17 @@ def _on_each(laid: Shards, body, ins: tuple, outs: tuple, mask: Array | None):
     return functools.partial(call, mask)
 
 
-class _Seen(NamedTuple):
-    """Of each query, what it has seen so far: the largest logit, weights and weighted values."""
-
-    top: Array  # [B, heads, N]
-    total: Array  # [B, heads, N]
-    values: Array  # [B, heads, N, D]
-
-
 def _look(
     laid: Shards, block: int, mask: Array | None, q: Array, k: Array, v: Array
 ) -> tuple[Array, Array, Array]:
     """One device's queries over all keys, and the two numbers that its softmax is known by."""
-    wide = jnp.promote_types(q.dtype, jnp.float32)
     q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
-    none = jnp.full(q.shape[:3], jnp.finfo(wide).min, wide)
-    seen = _Seen(none, jnp.zeros_like(none), jnp.zeros(q.shape, wide))
 
-    def look(seen: _Seen, part: tuple, places: Array | None) -> tuple[_Seen, None]:
-        k, v = part
-        logits = _logits(q, k, places)
-        top = jnp.maximum(seen.top, logits.max(-1))
-        weights, before = jnp.exp(logits - top[..., None]), jnp.exp(seen.top - top)
-        values = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v,
-                            preferred_element_type=wide)  # fmt: skip
-        total = seen.total * before + weights.sum(-1)
-        return _Seen(top, total, seen.values * before[..., None] + values), None
+    def turn(seen: blockwise.Seen, part: tuple, owner: Array) -> tuple[blockwise.Seen, tuple]:
+        return blockwise.look(q, seen, *part, _of(mask, owner, laid.count), block), ()
 
-    def turn(seen: _Seen, part: tuple, owner: Array) -> tuple[_Seen, tuple]:
-        return _in_blocks(look, block, seen, part, _of(mask, owner, laid.count))[0], ()
-
-    seen, _ = _round(laid, turn, seen, (k, v), ())
-    out = (seen.values / seen.total[..., None]).astype(q.dtype)
-    return out.swapaxes(1, 2), seen.top, seen.total
+    seen, _ = _round(laid, turn, blockwise.nothing(q), (k, v), ())
+    return seen.mean().astype(q.dtype).swapaxes(1, 2), seen.top, seen.total
 
 
 def _look_back(
@@ -126,36 +101,16 @@ def _look_back(
     slope: Array, top: Array, total: Array,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """The gradients by one device's queries, keys and values."""
-    wide = jnp.promote_types(q.dtype, jnp.float32)
     kinds = q.dtype, k.dtype, v.dtype
     q, k, v, out, slope = (a.swapaxes(1, 2) for a in (q, k, v, out, slope))
-    mean = (slope.astype(wide) * out.astype(wide)).sum(-1, keepdims=True)  # sum of p dp
-    product = functools.partial(jnp.einsum, preferred_element_type=wide)
-
-    def look(dq: Array, part: tuple, places: Array | None) -> tuple[Array, tuple]:
-        k, v = part
-        weights = jnp.exp(_logits(q, k, places) - top[..., None]) / total[..., None]
-        change = weights * (product("bhqd,bhkd->bhqk", slope, v) - mean)
-        if places is not None:
-            change = jnp.where(places, change, 0)  # of a query that sees nothing, too
-        change = (change / math.sqrt(q.shape[-1])).astype(q.dtype)
-        dk = product("bhqk,bhqd->bhkd", change, q)
-        dv = product("bhqk,bhqd->bhkd", weights.astype(slope.dtype), slope)
-        return dq + product("bhqk,bhkd->bhqd", change, k), (dk, dv)
+    asked = blockwise.asked(q, out, slope, top, total)
 
     def turn(dq: Array, part: tuple, owner: Array) -> tuple[Array, tuple]:
-        return _in_blocks(look, block, dq, part, _of(mask, owner, laid.count))
+        return blockwise.look_back(asked, dq, *part, _of(mask, owner, laid.count), block)
 
-    zeros = tuple(jnp.zeros(a.shape, wide) for a in (k, v))
-    dq, (dk, dv) = _round(laid, turn, jnp.zeros(q.shape, wide), (k, v), zeros)
+    dq, *sums = (jnp.zeros(a.shape, asked.mean.dtype) for a in (q, k, v))
+    dq, (dk, dv) = _round(laid, turn, dq, (k, v), tuple(sums))
     return tuple(a.swapaxes(1, 2).astype(kind) for a, kind in zip((dq, dk, dv), kinds))
-
-
-def _logits(q: Array, k: Array, places: Array | None) -> Array:
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=wide)
-    logits = logits / math.sqrt(q.shape[-1])
-    return logits if places is None else jnp.where(places, logits, jnp.finfo(wide).min)
 
 
 def _round(laid: Shards, turn, state: PyTree, part: tuple, sums: tuple) -> tuple[PyTree, tuple]:
@@ -183,23 +138,6 @@ def _round(laid: Shards, turn, state: PyTree, part: tuple, sums: tuple) -> tuple
     state, more = turn(state, part, (me + 1) % laid.count)
     sums = jax.tree.map(jnp.add, sums, more)
     return state, hand_on(sums) if sums else sums
-
-
-def _in_blocks(look, block: int, state: PyTree, part: tuple, places: Array | None):
-    """`state, out = look(state, keys, places)` for `block` keys of a part at a time, at most."""
-    length = part[0].shape[2]
-    block = next(size for size in range(min(block, length), 0, -1) if length % size == 0)
-    if block == length:
-        return look(state, part, places)
-
-    def cut(a: Array, axis: int) -> Array:
-        shape = (*a.shape[:axis], length // block, block, *a.shape[axis + 1 :])
-        return jnp.moveaxis(a.reshape(shape), axis, 0)
-
-    each = tuple(cut(a, 2) for a in part), None if places is None else cut(places, 3)
-    state, outs = jax.lax.scan(lambda state, xs: look(state, *xs), state, each)
-    whole = lambda a: jnp.moveaxis(a, 0, 2).reshape(*a.shape[1:3], length, *a.shape[4:])
-    return state, jax.tree.map(whole, outs)
 
 
 def _of(mask: Array | None, owner: Array, count: int) -> Array | None:

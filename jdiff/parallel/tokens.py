@@ -15,8 +15,8 @@ from jdiff.parallel.shards import nearest
 from jdiff.pytree import Array
 
 
-def parts(name: str = "tokens") -> int:
-    """Over how many devices the network that is traced splits this axis of its activations."""
+def parts(name: str | None = "tokens") -> int:
+    """Over how many devices the network that is being traced splits an axis of that name."""
     current = layout.current()
     if current is None:
         return 1

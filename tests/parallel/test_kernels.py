@@ -16,6 +16,7 @@ from jdiff.guidance.smoothed_energy import smoothed_attention
 from jdiff.models.attention import by_head, dot_product
 from jdiff.parallel import tokens
 from jdiff.parallel.all_to_all import all_to_all
+from jdiff.parallel.blockwise import blockwise
 from jdiff.parallel.collectives import collectives, counts
 from jdiff.parallel.layout import TRANSFORMER, layout, within
 from jdiff.parallel.ring import ring
@@ -66,8 +67,8 @@ def test_values_and_gradients_are_those_of_plain_attention(name):
             return jax.value_and_grad(of, (0, 1, 2), has_aux=True)(q, k, v)
 
         block = 2 if name == "blocks" else 1024  # keys at a time, of a device's 6
-        kernels = dot_product, ring(over, block), all_to_all(over, by_head)
-        return [loss(kernel) for kernel in kernels]
+        exchanged = all_to_all(over, by_head if name == "blocks" else blockwise)
+        return [loss(kernel) for kernel in (dot_product, ring(over, block), exchanged)]
 
     plain, *others = run(q, k, v)
     for other in others:
@@ -103,26 +104,33 @@ def test_half_precision_stays_near_full():
     np.testing.assert_allclose(out.astype(jnp.float32), dot_product(*wide), atol=0.01)
 
 
-def test_what_a_ring_and_an_exchange_send():
-    """A part of k and v a turn, and their gradients; or four exchanges each way; nothing else."""
-    over = laid(sequence=4)
-    shapes = [jax.ShapeDtypeStruct((2, 16, 4, 8), np.float32)] * 3
+def test_what_long_sequences_send_and_hold():
+    """8,192 tokens on 4 devices: what moves is counted, memory is a fraction of the maps'.
+
+    A ring sends a part of k and v a turn, and their gradients; an exchange q, k, v and the result.
+    """
+    over, length = laid(sequence=4), 8192
+    shapes = [jax.ShapeDtypeStruct((1, length, 4, 8), np.float32)] * 3
     tokens = jax.NamedSharding(over.mesh, jax.P(None, "sequence"))
 
-    def found(kernel):
+    def compiled(kernel):
         step = jax.grad(lambda q, k, v: (kernel(q, k, v) ** 2).sum(), (0, 1, 2))
-        text = jax.jit(step, in_shardings=tokens, out_shardings=tokens).lower(*shapes).compile()
-        return collectives(text.as_text())
+        found = jax.jit(step, in_shardings=tokens, out_shardings=tokens).lower(*shapes).compile()
+        return collectives(found.as_text()), found.memory_analysis().temp_size_in_bytes
 
-    sent = found(ring(over))
+    _, plain = compiled(dot_product)
+    maps = 4 * (length // 4) * length * 4  # bytes of the heads' maps for a device's queries
+    assert plain > maps
+    sent, memory = compiled(ring(over, block=512))
+    assert memory < maps / 4
     assert counts(sent) == {"collective-permute": 8}
-    part = 2 * 4 * 4 * 8 * 4  # bytes of k on a device
-    assert {c.bytes for c in sent} == {part}
+    assert {c.bytes for c in sent} == {length // 4 * 4 * 8 * 4}  # of a device's k
     # k and v round but for the way home, forward and backward; dk and dv all the way.
     assert sum(c.trips for c in sent) == 2 * 3 + 2 * 3 + 2 * 4
-    exchanged = found(all_to_all(over, dot_product))
-    assert set(counts(exchanged)) == {"all-to-all"}
-    assert sum(len(c.arrays) for c in exchanged) == 4 * (4 + 4)  # of four slices each
+    sent, memory = compiled(all_to_all(over))
+    assert memory < maps
+    assert set(counts(sent)) == {"all-to-all"}
+    assert sum(len(c.arrays) for c in sent) == 4 * (4 + 4)  # of four slices each
 
 
 exchange = functools.partial(all_to_all, kernel=dot_product)

@@ -15,7 +15,6 @@ from simulated import simulated
 
 from jdiff import losses, models, parallel, schedules
 from jdiff.denoisers import network
-from jdiff.models.attention import by_head
 from jdiff.parallel.all_to_all import all_to_all
 from jdiff.parallel.collectives import collectives
 from jdiff.parallel.layout import TRANSFORMER, layout
@@ -69,7 +68,7 @@ def setup(net, attention="ring", **mesh):
     apply, shapes = models.abstract(build)
     apply = apply.with_layout(over)
     if mesh.get("sequence", 1) > 1:
-        kernel = ring(over) if attention == "ring" else all_to_all(over, by_head)
+        kernel = ring(over) if attention == "ring" else all_to_all(over)
         apply = apply.with_attention(kernel, "attention")
     random = np.random.default_rng(1)  # not those of `init`, whose gates are shut
     params = jax.tree.map(lambda s: 0.1 * random.standard_normal(s.shape, np.float32), shapes)
