@@ -21,7 +21,7 @@ from jdiff.parallel.layout import Layout
 from jdiff.parallel.mesh import AXES, adapted
 from jdiff.pytree import Array, PyTree
 from jdiff.training import checkpoints
-from jdiff.training.logs import replace_text
+from jdiff.training.logs import replace_text, temporary
 
 # What may change when a run is taken up again: how long it goes on and what it tells.
 _MAY_CHANGE = (
@@ -249,7 +249,7 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
                 f"{workdir} belongs to another config: {'; '.join(differ[:3])}{more}. "
                 "Name another --workdir, or move this one away."
             )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and not all(map(temporary, workdir.iterdir())):
         raise UserError(f"{workdir} is not empty and is not a run; name another --workdir.")
     try:
         workdir.mkdir(parents=True, exist_ok=True)

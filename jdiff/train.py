@@ -138,6 +138,11 @@ def _train(
             ) as numbers,
         ):  # fmt: skip
             watch = _Watch(exp, metrics, saved, clock, done)
+            undrawn = line.first and done and _due(config.train, done, None).samples
+            if checkpoints.any_process(undrawn and not _picture(workdir, done).exists()):
+                images = hosts.fetched(draw(state))  # the run ended between saving and drawing
+                if line.first:
+                    _write_samples(workdir, metrics, done, images)
             clock.begin("other")
             for step in numbers:
                 try:
@@ -333,13 +338,16 @@ def _drawer(exp: experiment.Experiment, config: Any, key: Array, info: Any) -> A
     return draw
 
 
+def _picture(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    return workdir / "samples" / f"step_{step:08d}.png"
+
+
 def _write_samples(workdir: pathlib.Path, metrics: logs.Metrics, step: int, images: Any) -> None:
     from jdiff import pictures
 
-    folder = workdir / "samples"
-    folder.mkdir(exist_ok=True)
     picture = pictures.grid(images, columns=8)
-    pictures.save(folder / f"step_{step:08d}.png", picture)
+    _picture(workdir, step).parent.mkdir(exist_ok=True)
+    pictures.save(_picture(workdir, step), picture)
     metrics.picture(step, "samples", picture)
 
 

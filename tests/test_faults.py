@@ -293,18 +293,44 @@ def test_a_signal_before_the_first_step_stops_a_run_that_was_resumed(straight, t
     assert_same_bits(final(workdir), final(straight))
 
 
+def test_a_picture_that_a_signal_came_before_is_drawn_later(tmp_path, monkeypatch):
+    after_step(monkeypatch, lambda step: step == 2 and os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(stop.Stopped, match="at step 2, saved"):
+        go(tiny(sample_every=2), tmp_path / "run")
+    monkeypatch.undo()
+    go(tiny(sample_every=2), tmp_path / "run")
+    pictures = sorted(p.name for p in (tmp_path / "run" / "samples").iterdir())
+    assert pictures == [f"step_{step:08d}.png" for step in (2, 4, 6)]
+
+
+def test_a_start_that_was_killed_before_it_had_a_config_can_be_repeated(tmp_path):
+    (tmp_path / ".config.json.123.unfinished").write_text("{")
+    assert go(tiny(steps=1), tmp_path).step == 1
+
+
 def test_torture_in_short(tmp_path):
-    """One kill -9 in the middle of a save, one SIGTERM; the long form is benchmarks/torture.py."""
+    """One kill -9 in the middle of a save, one SIGTERM; one of two processes. The long form is the
+    benchmark itself."""
+    one = tortured("--quick", f"--folder={tmp_path / 'one'}")
+    assert "1 left half a save behind" in one and "same bits: ok" in one
+    two = tortured("--processes=2", "--kills=1", "--every=4", f"--folder={tmp_path / 'two'}")
+    assert "the others: (76,)" in two and "same bits: ok" in two
+    told = (tmp_path / "two" / "struck.log").read_text()
+    assert "process 0 of 2" in told and "the same command on all hosts resumes" in told
+
+
+def tortured(*options):
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_NUM_CPU_DEVICES": "1",
     }
+    words = [sys.executable, "benchmarks/torture.py", *options]
     done = subprocess.run(
-        [sys.executable, "benchmarks/torture.py", "--quick", f"--folder={tmp_path}"], cwd=ROOT,
-        env=environment, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+        words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 left half a save behind" in done.stdout and "same bits: ok" in done.stdout
+    return done.stdout
 
 
 def test_the_defaults_wait_for_data_and_keep_programs():

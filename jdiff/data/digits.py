@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import importlib.util
+import pathlib
 import re
 from collections.abc import Mapping
 
@@ -23,11 +26,9 @@ def load() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     The data are the test part of "Optical Recognition of Handwritten Digits", Alpaydin and Kaynak,
     UCI Machine Learning Repository, 1998.
     """
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = np.rint(data.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = data.target.astype(np.int32)
+    rows = _table()
+    images = np.rint(rows[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    labels = rows[:, -1].astype(np.int32)
     order = np.asarray(sorted(range(len(labels)), key=lambda i: hashlib.sha256(b"%d" % i).digest()))
     in_order = labels[order]
     rank = np.zeros(len(order), int)  # of a row among those of its class
@@ -35,6 +36,23 @@ def load() -> dict[str, tuple[np.ndarray, np.ndarray]]:
         rank[in_order == c] = np.arange(np.sum(in_order == c))
     rows = {"train": order[rank >= TEST_PER_CLASS], "test": order[rank < TEST_PER_CLASS]}
     return {split: (images[i], labels[i]) for split, i in rows.items()}
+
+
+def _table() -> np.ndarray:
+    """64 pixels and the label of each scan, [1797, 65]: what sklearn.datasets.load_digits reads.
+
+    Read from the package's file, as importing scikit-learn takes longer than all else at a start.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if package is not None:
+        file = pathlib.Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        if file.exists():
+            with gzip.open(file, "rt") as text:
+                return np.loadtxt(text, delimiter=",")
+    from sklearn.datasets import load_digits  # a version that keeps it elsewhere
+
+    pixels, labels = load_digits(return_X_y=True)
+    return np.column_stack([pixels, labels])
 
 
 def positions(name: str, split: str, sizes: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -184,7 +184,7 @@ class Checkpoints:
         ) from failed
 
     def _check(self, step: int, wrong: list[str] | None) -> None:
-        if _of_any_process(bool(wrong)):
+        if any_process(bool(wrong)):
             found = wrong[0] if wrong else "another process found it"
             raise Damaged(self._unreadable(step, f"it is damaged: {found}"))
 
@@ -197,7 +197,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 aside.parent.mkdir(exist_ok=True)
                 folder.rename(aside)
-            _of_any_process(False)  # all wait
+            any_process(False)  # all wait
             self._manager.reload()
             where = f" and was moved to {aside}"
         reason = str(error).partition(": ")[2].partition(". ")[0]
@@ -310,13 +310,13 @@ def _add_checksums(folder: pathlib.Path) -> None:
         integrity.write(unfinished, without=_AFTERWARDS)
 
 
-def _of_any_process(flag: bool) -> bool:
-    """Whether `flag` holds in any process; all must ask."""
+def any_process(flag: bool) -> bool:
+    """Whether `flag` holds in any process of the run; all must ask."""
     if jax.process_count() == 1:
-        return flag
+        return bool(flag)
     from jax.experimental import multihost_utils
 
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(bool(flag)))))
 
 
 def _free(folder: pathlib.Path, name: str) -> pathlib.Path:

@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-# Seconds between moments at which TensorBoard can see what was written.
-_FLUSH = 30.0
+from jdiff.training.events import Events
+
+_UNFINISHED = ".unfinished"
 
 
 class Metrics:
@@ -23,42 +24,12 @@ class Metrics:
         line = {"step": step, "kind": kind, "time": round(time.time() - self._start, 3), **values}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        from tensorboardX import summary
-
         for name, value in values.items():
-            self._events.add(step, summary.scalar(f"{kind}/{name}", value))
+            self._events.scalar(step, f"{kind}/{name}", value)
 
     def picture(self, step: int, name: str, image: Any) -> None:
         """An image uint8 `[H, W, C]` for TensorBoard."""
-        from tensorboardX import summary
-
-        self._events.add(step, summary.image(name, image, dataformats="HWC"))
-
-
-class _Events:
-    """TensorBoard's file. Written here and not in a thread, which a full disk would end unheard."""
-
-    def __init__(self, folder: pathlib.Path, purge: int | None):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        folder.mkdir(exist_ok=True)
-        self._event, self._writer = Event, EventsWriter(str(folder / "events"))
-        self._flushed = time.monotonic()
-        if purge is not None:  # of the steps from here on, this file's count
-            start = SessionLog(status=SessionLog.START)
-            self._writer.write_event(Event(step=purge, session_log=start))
-
-    def add(self, step: int, summary: Any) -> None:
-        """Writes a protocol buffer of tensorboardX.summary."""
-        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
-        if time.monotonic() - self._flushed > _FLUSH:
-            self._writer.flush()
-            self._flushed = time.monotonic()
-
-    def close(self) -> None:
-        """Puts all on disk."""
-        self._writer.close()
+        self._events.image(step, name, image)
 
 
 class Silent:
@@ -88,7 +59,7 @@ def opened_metrics(
     if path.exists():
         kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
         replace_text(path, "".join(line + "\n" for line in kept))
-    events = _Events(workdir / "tb", step + 1 if step else None)
+    events = Events(workdir / "tb", step + 1 if step else None)
     with path.open("a") as file:
         try:
             yield Metrics(file, events, time.time() - before)
@@ -98,9 +69,14 @@ def opened_metrics(
 
 def replace_text(path: pathlib.Path, text: str) -> None:
     """Writes a file at once or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
+def temporary(path: pathlib.Path) -> bool:
+    """Whether `replace_text` was killed when it wrote this."""
+    return path.name.startswith(".") and path.name.endswith(_UNFINISHED)
 
 
 @contextlib.contextmanager
