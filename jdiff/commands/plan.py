@@ -4,8 +4,6 @@ import argparse
 import json
 from typing import Any
 
-from jdiff.errors import UserError
-
 SUMMARY = "what training would take on devices that are not here: memory, messages, time"
 DESCRIPTION = """\
 Counts what one training step of a config keeps, computes and sends on each device of a mesh: of
@@ -123,5 +121,7 @@ def as_json(planned: Any, found: Any, compiled: Any) -> dict[str, Any]:
 def _shape(text: str) -> tuple[int, int, int]:
     parts = text.replace("x", ",").split(",")
     if len(parts) != 3 or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
-        raise UserError(f"--shape={text}: three positive numbers, height, width and channels.")
+        raise argparse.ArgumentTypeError(
+            f"{text}: three positive numbers are wanted, height, width and channels"
+        )
     return tuple(int(p) for p in parts)

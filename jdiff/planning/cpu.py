@@ -3,8 +3,8 @@
 It drops the barriers of `jax.checkpoint`, and then joins what is computed twice with what was
 computed once: outside of a scan nothing is recomputed there, nor are weights fetched again.
 Convolutions there take the batch first and kernels as [H, W, in, out]; what a gradient has in
-another order is copied, as soon as it is known. Sums run in library kernels that read the factors of
-what they sum from memory, spread to full size; other backends fuse those.
+another order is copied, as soon as it is known. Sums run in library kernels that read the factors
+of what they sum from memory, spread to full size; other backends fuse those.
 """
 
 import dataclasses
@@ -104,14 +104,14 @@ class _Copies:
             if op is None or op.name not in TAKEN:
                 return
         for u in op.inputs:
-            spread = op.name == "mul" and SMALL < self.old.values[v].elements
+            spread = op.name == "mul" and self.old.values[v].elements > SMALL
             if spread and 1 < self.old.values[u].elements < self.old.values[v].elements:
                 self.copy(u, v, ("spread",), op)
             elif once and self.old.values[u].shape == shape or op.name in VIEWS:
                 self.of_sum(u, op)
 
     def _read(self, v: int, reader: Op) -> None:
-        """A sum reads v: it is stored for that, and fused readers still make it again, or for all."""
+        """A sum reads v: it is stored for that, or for all; fused readers may make it again."""
         chain = self._large(v)
         if chain is not None and self._large(chain) is not None:
             self.copy(v, v, ("read",), reader)
