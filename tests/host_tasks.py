@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jdiff import experiment, generate, parallel, runs
+from jdiff import assess, experiment, generate, parallel, runs
 from jdiff.parallel import hosts
 from jdiff.parallel.clusters import Given
 from jdiff.train import Stopped, train
@@ -75,6 +75,14 @@ def sampling(workdir, to):
     return {"batches": [len(part) for part in images]}
 
 
+def evaluating(workdir):
+    """A figure of the same images."""
+    figures = assess.assess(
+        runs.load_run(workdir), num=20, batch=16, features="pixels", metrics=["frechet"]
+    )
+    return {"frechet": figures["metrics"][0]["value"]}
+
+
 def share(mesh):
     """Of the weights' numbers, how many of a hundred this process's devices hold."""
     from jdiff.data import sources
@@ -123,7 +131,7 @@ def divide(path):
 
 TASKS = {
     "train": training, "onward": onward, "as_far": as_far, "wait": waiting, "sample": sampling,
-    "share": share, "rows": rows, "divide": divide,
+    "share": share, "rows": rows, "divide": divide, "evaluate": evaluating,
 }  # fmt: skip
 
 

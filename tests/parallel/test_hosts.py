@@ -111,7 +111,8 @@ def measured(tmp_path_factory):
     )  # fmt: skip
     c = Group(
         folder, 1, 1, ("train", run("one"), STEPS, {}), ("wait", run("B is done")),
-        ("sample", run("two"), run("one.npy")), ("onward", run("moved"), 2, {}),
+        ("sample", run("two"), run("one.npy")), ("evaluate", run("two")),
+        ("onward", run("moved"), 2, {}),
         ("wait", run("A is done")), ("as_far", run("one"), run("moved"), {}),
     )  # fmt: skip
     b = None
@@ -122,7 +123,8 @@ def measured(tmp_path_factory):
             folder, 2, 4, ("train", run("two"), STEPS, FSDP), ("share", FSDP),
             ("divide", run("order")),
             *[("rows", sizes, list(order)) for sizes, order in LAYOUTS.values()],
-            ("sample", run("two"), run("two.npy")), ("train", run("moved"), 10**6, FSDP),
+            ("sample", run("two"), run("two.npy")), ("evaluate", run("two")),
+            ("train", run("moved"), 10**6, FSDP),
         )  # fmt: skip
         while len(losses(folder / "moved")) < STEPS + 2:
             assert b.alive(), b.told()
@@ -218,6 +220,18 @@ def test_samples_of_two_processes_are_those_of_one(measured):
     assert np.abs(two - one).max() <= 1  # rounding of 1e-6 may fall on either side of a level
     assert (two == one).mean() > 0.999
     assert [t for t in told["B"][1] if t["task"] == "sample"][0]["batches"] == [16, 4]
+
+
+def test_figures_of_two_processes_are_those_of_one(measured):
+    folder, told = measured
+    groups = [*told["B"], *told["C"]]
+    figures = [t["frechet"] for group in groups for t in group if t["task"] == "evaluate"]
+    assert len(figures) == 3 and figures == pytest.approx([figures[0]] * 3, rel=1e-3)
+    (line,) = [x for x in (folder / "two" / "metrics.jsonl").read_text().splitlines()
+               if '"evaluation"' in x][:1]  # fmt: skip
+    assert json.loads(line)["frechet"] == figures[0]
+    lines = (folder / "two" / "metrics.jsonl").read_text().count('"evaluation"')
+    assert lines == 2  # B's first process, and C's
 
 
 CONFIG = """
