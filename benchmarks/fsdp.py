@@ -7,8 +7,8 @@ The training state is that of a DiT-B/2 on 32 x 32 x 4 latents with Adam and two
 a device, stacked blocks recomputed in the backward pass. Bytes are those of XLA's memory analysis
 of the compiled step: the state that goes in and comes out, and everything that it holds meanwhile.
 Data parallel must hold at least 6 times as much. The program is compiled, not run: eight copies of
-that state are 21 GB. Times are of a smaller DiT, eight devices sharing the cores of one CPU, so they
-show that FSDP's fetches cost something and not what they cost over a real network.
+that state are 21 GB. Times are of a smaller DiT; eight devices share the cores of one CPU, so they
+show that FSDP's fetches cost something, and not what they cost between real devices.
 """
 
 import argparse

@@ -15,7 +15,15 @@ BLOCK = re.compile(r"```python\n(.*?)```", re.S)
 
 @pytest.mark.parametrize(
     "chapter",
-    ["solvers.md", "training.md", "few_step.md", "models.md", "interop.md", "profiling.md"],
+    [
+        "solvers.md",
+        "training.md",
+        "few_step.md",
+        "models.md",
+        "interop.md",
+        "profiling.md",
+        "scale.md",
+    ],
 )
 def test_the_code_of_a_chapter_runs(chapter):
     names = {}

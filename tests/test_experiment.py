@@ -119,6 +119,8 @@ def broken(path, value):
         (broken("model.patch", 3), "config.model does not fit the data digits"),
         (broken("model.in_channels", 3), "config.model.in_channels=3 does not fit digits"),
         (broken("train.batch_size", 30), "train.batch_size=30 is not a multiple of 4"),
+        (broken("mesh.fsdp", 3), "fsdp=3 given for 4 devices.*divisors .1, 2, 4."),
+        (broken("mesh.rules", {"embed": "fspd"}), "mesh.rules.embed: axis 'fspd' .*'fsdp'"),
         (broken("sampling.solver", {"name": "huen"}), "config.sampling.solver 'huen' .*'heun'"),
         (broken("sampling.grid", {"name": "karras", "steps": 0}), "n=0 steps given"),
         (broken("sampling.grid", {"name": "karras", "steps": 5, "row": 7}), "'row' .*'rho'"),
@@ -129,7 +131,7 @@ def broken(path, value):
 )  # fmt: skip
 def test_a_wrong_field_is_named(config, words):
     with pytest.raises(UserError, match=words):
-        exp = experiment.build(config, DIGITS)
+        exp = experiment.build(config, DIGITS, layout=experiment.layout(config))
         experiment.check(exp, DIGITS)
         experiment.sampler(config, exp.denoiser(None), exp.null)
 
