@@ -246,7 +246,7 @@ def main() -> int:
     config = a.config or folder / "digits.py"
     if a.config is None:
         config.write_text(DIGITS)
-    steps = (kills + terms + 1) * (a.every + 1)  # never done before the last blow
+    steps = (kills + terms + 2) * (a.every + 1)  # never done before the last blow
     overrides = {
         "steps": steps, "checkpoint_every": a.every, "log_every": 1, "sample_every": 10 * steps
     }  # fmt: skip

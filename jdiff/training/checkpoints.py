@@ -184,8 +184,7 @@ class Checkpoints:
         ) from failed
 
     def _check(self, step: int, wrong: list[str] | None) -> None:
-        if any_process(bool(wrong)):
-            found = wrong[0] if wrong else "another process found it"
+        if found := _of_any_process(wrong[0] if wrong else ""):
             raise Damaged(self._unreadable(step, f"it is damaged: {found}"))
 
     def _pass_over(self, step: int, error: Damaged, used: int) -> None:
@@ -312,11 +311,19 @@ def _add_checksums(folder: pathlib.Path) -> None:
 
 def any_process(flag: bool) -> bool:
     """Whether `flag` holds in any process of the run; all must ask."""
+    return bool(_of_any_process("yes" if flag else ""))
+
+
+def _of_any_process(text: str) -> str:
+    """The text of the first process whose own is not empty; all must ask."""
     if jax.process_count() == 1:
-        return bool(flag)
+        return text
     from jax.experimental import multihost_utils
 
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(bool(flag)))))
+    row = np.frombuffer(text.encode()[:256].ljust(256), np.uint8)
+    rows = multihost_utils.process_allgather(row)
+    texts = (bytes(row).decode(errors="replace").strip() for row in rows)
+    return next(filter(None, texts), "")
 
 
 def _free(folder: pathlib.Path, name: str) -> pathlib.Path:
