@@ -114,7 +114,7 @@ def test_train_trains_then_evaluates_then_reports(capsys, trained, monkeypatch, 
     )
     seen = []
 
-    def pretend(config, workdir, console):
+    def pretend(config, workdir, console, profile):
         seen.append((config.seed, workdir))
         return train.Result(step=5, loss=0.25, images_per_s=10.0, seconds=2.0)
 
