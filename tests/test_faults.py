@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import resource
 import signal
 import subprocess
@@ -331,6 +332,13 @@ def tortured(*options):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def test_every_exit_code_is_in_the_chapter_and_in_the_help():
+    chapter = (ROOT / "docs" / "faults.md").read_text()
+    for code in (value for value in vars(exits).values() if isinstance(value, int)):
+        assert re.search(rf"\| \(?{code}\b", chapter) or code == exits.OK, code
+        assert re.search(rf"^  {code}\b", cli.EPILOG, re.M), code
 
 
 def test_the_defaults_wait_for_data_and_keep_programs():
