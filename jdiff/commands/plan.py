@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import Any
 
+from jdiff.errors import UserError
+
 SUMMARY = "what training would take on devices that are not here: memory, messages, time"
 DESCRIPTION = """\
 Counts what one training step of a config keeps, computes and sends on each device of a mesh: of
@@ -64,11 +66,12 @@ def run(args: argparse.Namespace) -> int:
     settings = config.load(args.config, args.overrides)
     devices = planning.devices(args.devices)
     info = shapes.info(settings, args.shape, args.classes)
+    reason = ahead.why_not(devices)
+    if args.compile and reason:
+        raise UserError(f"--compile: {reason}")
     planned = planning.plan(settings, info, devices)
     found = None if args.no_hints else planning.hints(settings, info, devices, planned)
-    reason, compiled = ahead.why_not(devices), None
-    if args.compile:
-        compiled = ahead.compiled(settings, info, devices)
+    compiled = ahead.compiled(settings, info, devices) if args.compile else None
     if args.json:
         print(json.dumps(as_json(planned, found, compiled), indent=2))
         return 0

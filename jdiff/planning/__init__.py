@@ -1,10 +1,10 @@
 """What a training step will take on devices that are not here: memory, operations, messages, time.
 
 `plan(config, info, devices)` traces the step on shapes, spreads it over the mesh and walks it.
-Who lives here: `chips` are facts, `program` flattens a jaxpr, `kinds` names its operations, `spread`
-does what XLA's partitioner does, `memory` what its buffer assignment does (and `cpu` what it does on
-CPU alone), `roofline` adds up seconds, `trace` makes the step of a config, `shapes` says what the
-data is, `plan` puts it together, `hints` asks what if, `ahead` asks the compiler, `show` prints.
+Who lives here: `chips` are facts, `program` flattens a jaxpr, `kinds` names its operations,
+`spread` does what XLA's partitioner does, `memory` what its buffer assignment does (`cpu`: on CPU
+alone), `roofline` adds up seconds, `trace` makes the step of a config, `shapes` says what the data
+is, `plan` puts it together, `hints` asks what if, `ahead` asks the compiler, `show` prints.
 """
 
 from jdiff.planning.chips import CHIPS, Chip, Devices, devices

@@ -68,7 +68,7 @@ def compiled(config: Any, info: Any, devices: Devices) -> Compiled:
     from jax.experimental import topologies
 
     started = time.time()
-    with _quiet():
+    with _alone():
         try:
             topology = topologies.get_topology_desc(platform="tpu", topology_name=devices.topology)
         except Exception as error:
@@ -102,12 +102,17 @@ def _used(message: str) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """libtpu asks a metadata server where it is, and complains at length if there is none."""
-    before = os.environ.get("TPU_SKIP_MDS_QUERY")
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+def _alone() -> Iterator[None]:
+    """Tells libtpu that there is no TPU to look for; else it asks, waits and complains."""
+    if jax.default_backend() == "tpu":
+        yield
+        return
+    told = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
+            "TPU_ACCELERATOR_TYPE": "v5p-8"}  # fmt: skip
+    new = {name: value for name, value in told.items() if name not in os.environ}
+    os.environ.update(new)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["TPU_SKIP_MDS_QUERY"]
+        for name in new:
+            del os.environ[name]

@@ -43,11 +43,11 @@ def rate(flops: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """1.23 s, 4.5 ms, 67 us."""
-    for unit, scale in (("s", 1.0), ("ms", 1e3)):
-        if value * scale >= 1:
+    """1.23 s, 4.5 ms, 67 us, or 0."""
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
+        if value * scale >= 0.9995:
             return f"{value * scale:.3g} {unit}"
-    return f"{value * 1e6:.3g} us"
+    return f"{value * 1e9:.3g} ns" if value else "0"
 
 
 def _scaled(value: float, base: float, units: tuple[str, ...]) -> str:
