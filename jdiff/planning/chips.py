@@ -145,10 +145,16 @@ def local() -> Chip:
     """The kind of this machine's devices."""
     import jax
 
-    kind = jax.devices()[0].device_kind.lower().replace("tpu ", "").replace(" lite", "e")
-    found = [chip for name, chip in CHIPS.items() if name.split("-")[0] in kind.split()]
-    found += [chip for name, chip in CHIPS.items() if name.split("-")[0] in kind]
-    return found[0] if found else Chip(kind)
+    return named(jax.devices()[0].device_kind)
+
+
+def named(kind: str) -> Chip:
+    """What jax calls a `device_kind`: "TPU v5 lite", "NVIDIA H100 80GB HBM3", "cpu"."""
+    words = re.split(r"[\s\-_]+", kind.lower().replace(" lite", "e"))
+    words = ["v5p" if word == "v5" else word for word in words]
+    if "a100" in words:
+        return CHIPS["a100-40" if "40gb" in words else "a100-80"]
+    return next((CHIPS[word] for word in words if word in CHIPS), Chip(kind))
 
 
 def sides_of(chips: int, dimensions: int) -> tuple[int, ...]:

@@ -67,8 +67,8 @@ def of_step(
     shape = dict(layout.mesh.shape)
     shardings = [*jax.tree.leaves(placed), *(layout.batch for _ in jax.tree.leaves(batch))]
     specs = [
-        spread.spec_of(where if aval.ndim else layout.whole, aval.ndim)
-        for where, aval in zip(shardings, jaxpr.in_avals, strict=True)
+        spread.spec_of(where if v.aval.ndim else layout.whole, v.aval.ndim)
+        for where, v in zip(shardings, jaxpr.jaxpr.invars, strict=True)
     ]
     program = flatten(jaxpr)
     messages = spread.spread(program, specs, shape)

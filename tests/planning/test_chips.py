@@ -7,6 +7,7 @@ import pytest
 from jdiff.errors import UserError
 from jdiff.models.flops import PEAKS
 from jdiff.planning import CHIPS, devices
+from jdiff.planning.chips import named
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,17 @@ def test_slices_are_as_even_as_powers_of_two_allow(word, topology):
     assert found.topology == topology
     sides = topology.partition(":")[2].split("x")
     assert math.prod(map(int, sides)) == found.count // found.slices
+
+
+@pytest.mark.parametrize(
+    ("kind", "chip"),
+    [("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v5p", "v5p"),
+     ("TPU v6 lite", "v6e"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"),
+     ("NVIDIA A100-SXM4-40GB", "a100-40"), ("NVIDIA A100-SXM4-80GB", "a100-80"),
+     ("NVIDIA B200", "b200"), ("cpu", "cpu"), ("Tesla T4", "Tesla T4")],
+)  # fmt: skip
+def test_what_jax_calls_them(kind, chip):
+    assert named(kind).name == chip
 
 
 def test_links_join_a_slice_or_a_machine():
