@@ -204,7 +204,7 @@ def _loop(planes: list[xplane.Plane]) -> tuple[dict[int, tuple], dict[str, Inter
 
 def _devices(planes: list[xplane.Plane]) -> dict[Any, list[_Op]]:
     """The operations of each device: a plane each, or on CPU events of the host's threads."""
-    programs = {key: ops for plane in planes for key, ops in plane.programs.items()}
+    programs = {key: program for plane in planes for key, program in plane.programs.items()}
     found: dict[Any, list[_Op]] = {}
     for plane in planes:
         if re.fullmatch(r"/device:(TPU|GPU):\d+", plane.name):
@@ -254,14 +254,13 @@ def _programs(planes: list[xplane.Plane]) -> dict[Any, Intervals]:
     }
 
 
-def _op(event: xplane.Event, programs: Mapping[Any, Mapping[str, xplane.Operation]]) -> _Op:
+def _op(event: xplane.Event, programs: Mapping[int, xplane.Program]) -> _Op:
     stats = event.stats
     name, opcode = operations.instruction(event.name)
     op_name = str(stats.get("tf_op") or "")
     place = str(stats.get("source") or "")
     if hlo := stats.get("hlo_op"):
-        known = programs.get(stats.get("program_id"), {}).get(hlo)
-        if known:
+        if known := _known(programs, stats):
             opcode, op_name = known.opcode, op_name or known.op_name
             place = operations.place(known.stack) or place
         found = operations.what(hlo, opcode)
@@ -275,3 +274,19 @@ def _op(event: xplane.Event, programs: Mapping[Any, Mapping[str, xplane.Operatio
     # What XLA made of many has the place of one of them.
     place = place if doing or not op_name else ""
     return _Op(name, doing, place, found, event.start, event.end, stats.get("run_id"))
+
+
+def _known(
+    programs: Mapping[int, xplane.Program], stats: Mapping[str, Any]
+) -> xplane.Operation | None:
+    """The instruction that an event tells of.
+
+    A program that came out of the compilation cache is listed under another number than its events
+    have, which may be that of a third one: then its name decides.
+    """
+    number, module = stats.get("program_id"), stats.get("hlo_module")
+    first = [programs[number]] if number in programs else []
+    for program in [*first, *programs.values()]:
+        if program.module == module and stats["hlo_op"] in program.operations:
+            return program.operations[stats["hlo_op"]]
+    return None

@@ -32,6 +32,13 @@ class Operation(NamedTuple):
     stack: tuple[Frame, ...]  # the innermost first, or ()
 
 
+class Program(NamedTuple):
+    """A compiled program: the name of its module, "jit_step", and its instructions by name."""
+
+    module: str
+    operations: dict[str, Operation]
+
+
 @dataclasses.dataclass(frozen=True)
 class Event:
     """Something that took time, on one line of a plane; times in nanoseconds of the trace."""
@@ -94,7 +101,7 @@ class Plane:
     """A device, or the host: `name`, `lines`, and `programs` where the compiler left them.
 
     Attributes:
-        programs: id of a program -> name of an instruction -> `Operation`.
+        programs: id of a program -> `Program`.
     """
 
     def __init__(self, raw: memoryview):
@@ -120,7 +127,8 @@ class Plane:
         name = _text(dict(fields).get(2, b""))
         stats = self._read(tuple(value for field, value in fields if field == 5))
         if isinstance(program := stats.pop("Hlo Proto", None), bytes | memoryview):
-            self.programs[stats.get("program_id", number)] = _operations(memoryview(program))
+            found = Program(name.rsplit("(", 1)[0], _operations(memoryview(program)))
+            self.programs[stats.get("program_id", number)] = found
         self._kinds[number] = _Kind(name, stats)
 
     def _line(self, raw: memoryview) -> Line:
