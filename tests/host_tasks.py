@@ -138,7 +138,7 @@ TASKS = {
 def main(given):
     """Joins, does all tasks, and ends together with the others."""
     if given["address"]:
-        hosts.join(Given(given["address"], given["count"], given["index"]), 120)
+        hosts.join(Given(given["address"], given["count"], given["index"]), 600)
     for name, *arguments in given["tasks"]:
         told = TASKS[name](*arguments)
         print(json.dumps({"task": name, **told}), flush=True)

@@ -257,7 +257,7 @@ def test_a_mistake_on_one_host_ends_both_commands_with_one_message(tmp_path):
         )
         for i, batch in enumerate(("16", "7"))
     ]  # fmt: skip
-    told = [process.communicate(timeout=120) for process in processes]
+    told = [process.communicate(timeout=400) for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
     assert "2 processes (flags), met at" in told[0][0] and told[1] == ("", "")
     (line,) = told[0][1].splitlines()

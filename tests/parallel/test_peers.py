@@ -191,7 +191,7 @@ def started(*whats):
 
 def ended(processes):
     """(codes, all that they told on stderr)."""
-    told = [process.communicate(timeout=60)[1] for process in processes]
+    told = [process.communicate(timeout=90)[1] for process in processes]
     return [process.returncode for process in processes], "".join(told)
 
 
