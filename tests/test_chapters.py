@@ -23,6 +23,7 @@ BLOCK = re.compile(r"```python\n(.*?)```", re.S)
         "interop.md",
         "profiling.md",
         "scale.md",
+        "long_sequences.md",
     ],
 )
 def test_the_code_of_a_chapter_runs(chapter):
