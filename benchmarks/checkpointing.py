@@ -67,8 +67,8 @@ def saving(folder: pathlib.Path, every: int, rounds: int, *size: int) -> dict[st
     return {k: statistics.median(v) for k, v in found.items()} | {"megabytes": megabytes}
 
 
-def restoring(folder: pathlib.Path, megabytes: int, rounds: int) -> tuple[float, float, int]:
-    """(GB/s of reading the files, of restoring what is in them, bytes): the best of `rounds`."""
+def restoring(folder: pathlib.Path, megabytes: int, rounds: int) -> tuple[float, float, float, int]:
+    """The best of `rounds`: GB/s of reading the files and of restoring, CPU seconds a GB; bytes."""
     leaves = 32
     draw = lambda i: jax.random.normal(jax.random.key(i), (megabytes * 2**18 // leaves // 64, 64))
     state = {"params": {f"w{i}": draw(i) for i in range(leaves)}}
@@ -88,15 +88,16 @@ def restoring(folder: pathlib.Path, megabytes: int, rounds: int) -> tuple[float,
         with checkpoints.opened(folder, write=False) as saved:
             jax.block_until_ready(saved.restore(state).state)
 
-    best = {read: float("inf"), restore: float("inf")}
+    best, busy = {read: float("inf"), restore: float("inf")}, float("inf")
     for _ in range(rounds + 1):  # the first one imports, and is not the best
         for run in best:
             for file in files:
                 forget(file)
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
             run()
             best[run] = min(best[run], time.perf_counter() - began)
-    return size / best[read] / 1e9, size / best[restore] / 1e9, size
+        busy = min(busy, time.process_time() - cpu)
+    return size / best[read] / 1e9, size / best[restore] / 1e9, busy / size * 1e9, size
 
 
 def forget(file: pathlib.Path) -> None:
@@ -115,13 +116,19 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=5, help="repetitions (default 5)")
     p.add_argument("--megabytes", type=int, default=1024, help="of what is restored (default 1024)")
     p.add_argument("--folder", type=pathlib.Path, help="on the disk to measure (default: $TMPDIR)")
-    p.add_argument("--quick", action="store_true", help="a small network and state, one round")
+    p.add_argument(
+        "--quick",
+        action="store_true",
+        help="a small network and state: it runs, figures mean nothing",
+    )
     a = p.parse_args()
     every, rounds, megabytes = (10, 1, 32) if a.quick else (a.every, a.rounds, a.megabytes)
     size = (32, 1, 16) if a.quick else (192, 6, 64)
     with tempfile.TemporaryDirectory(dir=a.folder) as folder:
         s = saving(pathlib.Path(folder) / "saving", every, rounds, *size)
-        disk, restored, total = restoring(pathlib.Path(folder) / "restoring", megabytes, rounds)
+        disk, restored, busy, total = restoring(
+            pathlib.Path(folder) / "restoring", megabytes, rounds
+        )
     cost, cpu = s["with"] / s["without"] - 1, s["cpu with"] / s["cpu without"] - 1
     told = f"{s['megabytes']:.0f} MB every {every} steps ({s['without']:.2f} s)"
     timing.table(
@@ -134,6 +141,8 @@ def main() -> None:
             (f"reading {total / 1e6:,.0f} MB from the disk", f"{disk:.2f} GB/s", "", ""),
             ("restoring it, checksums compared", f"{restored:.2f} GB/s, {restored / disk:.0%}",
              "50%", timing.verdict(restored / disk, 0.5, at_least=True)),
+            ("  the processor's time", f"{busy:.2f} s a GB", "", ""),
+            ("others on this machine (load)", f"{os.getloadavg()[0]:.1f}", "", ""),
         ],
     )  # fmt: skip
 
