@@ -117,10 +117,6 @@ class Plan:
         """Whether it fits; None where the device's memory is not known."""
         return None if self.capacity is None else self.memory.total <= self.capacity
 
-    def sent(self, kind: str, axes: tuple[str, ...]) -> float:
-        """Bytes that a device sends in a step by this kind along these axes."""
-        return sum(m.sent(self.mesh) for m in self.messages if (m.kind, m.axes) == (kind, axes))
-
 
 def plan(config: Any, info: Any, devices: Devices) -> Plan:
     """Plans the step of `config` on data that `info` describes; computes nothing.
