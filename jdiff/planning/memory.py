@@ -111,7 +111,7 @@ def _is_stored(
 def _over(op: Op, v: int, made_of: list[frozenset[int]]) -> bool:
     """Whether the operation may write over v, which nobody reads after it."""
     if op.name == "scan":
-        before, carried = op.params["num_consts"], op.params["num_carry"]
+        before, carried = op.carried
         return any(v in made_of[u] for u in op.inputs[before : before + carried])
     return op.name in FUSED or op.name in ("while", "scatter-add", "dynamic_update_slice")
 
@@ -121,6 +121,6 @@ def _inside(op: Op, body: Program, size: Size) -> int:
     peak = measure(body, size).peak
     if op.name != "scan":
         return peak
-    slices = body.inputs[op.params["num_consts"] + op.params["num_carry"] :]
+    slices = body.inputs[sum(op.carried) :]
     read = {v for inner in body.ops if inner.name not in FUSED for v in inner.inputs}
     return peak + sum(size(body, v) for v in slices if v in read)

@@ -64,6 +64,14 @@ class Op:
         """The equation's."""
         return self.equation.params
 
+    @property
+    def carried(self) -> tuple[int, int]:
+        """Of a scan: how many inputs are constants, and how many of the next it carries."""
+        if "ft_in" in self.params:  # jax 0.11
+            constants, carry, _ = self.params["ft_in"].unpack()
+            return len(constants), len(carry)
+        return self.params["num_consts"], self.params["num_carry"]
+
 
 @dataclasses.dataclass
 class Program:

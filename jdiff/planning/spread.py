@@ -363,7 +363,7 @@ def _scatter(walk: _Walk, op: Op) -> None:
 
 
 def _scan(walk: _Walk, op: Op) -> None:
-    (body,), consts, carried = op.programs, op.params["num_consts"], op.params["num_carry"]
+    (body,), (consts, carried) = op.programs, op.carried
     given = [walk.spec(v) for v in op.inputs]
     given[consts + carried :] = [spec[1:] for spec in given[consts + carried :]]
     for _ in range(3):  # until what is carried lies after a turn as before it

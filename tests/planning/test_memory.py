@@ -63,10 +63,10 @@ def layers(depth, remat):
 
 
 def test_residuals_grow_with_depth_as_the_policy_says():
-    """Of a layer: its input; with it, what jax's gradient of tanh reads, y and 1 - y; or h @ w."""
+    """Of a layer: its input; with it, what jax's gradient of tanh reads, y (and 1 - y); or h @ w."""
     each = lambda remat: (layers(24, remat) - layers(12, remat)) / 12 / MATRIX
     gradient = 1  # of a layer's w, stacked
-    assert each("none") == pytest.approx(3 + gradient)
+    assert each("none") - gradient in (pytest.approx(3), pytest.approx(2))  # jax 0.10, 0.11
     assert each("dots") == pytest.approx(2 + gradient)  # the input, and the product
     assert each("full") == pytest.approx(1 + gradient)
 
