@@ -63,7 +63,7 @@ def layers(depth, remat):
 
 
 def test_residuals_grow_with_depth_as_the_policy_says():
-    """Of a layer: its input; with it, what jax's gradient of tanh reads, y (and 1 - y); or h @ w."""
+    """Of a layer: its input; besides, what the gradient of tanh reads, y (and 1 - y), or h @ w."""
     each = lambda remat: (layers(24, remat) - layers(12, remat)) / 12 / MATRIX
     gradient = 1  # of a layer's w, stacked
     assert each("none") - gradient in (pytest.approx(3), pytest.approx(2))  # jax 0.10, 0.11
