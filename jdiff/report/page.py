@@ -52,13 +52,14 @@ def render(workdir: str | pathlib.Path) -> str:
     import markupsafe
 
     facts = gather(workdir)
+    read = lambda name: (_HERE / name).read_text()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     return environment.get_template("page.html.j2").render(
-        style=markupsafe.Markup((_HERE / "page.css").read_text()),
-        script=markupsafe.Markup((_HERE / "page.js").read_text()),
+        style=markupsafe.Markup(read("page.css")),
+        script=markupsafe.Markup(read("page.js") + read("config.js")),
         title=_title(facts),
         subtitle=_subtitle(facts),
         state=_OPEN_STATES.get(facts.run.get("state"), "not begun"),

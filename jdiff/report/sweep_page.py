@@ -94,7 +94,7 @@ def render_sweep(facts: SweepFacts, beside: pathlib.Path) -> str:
     pictures, left_out = _pictures(facts)
     return environment.get_template("sweep.html.j2").render(
         style=markupsafe.Markup(read("page.css") + read("sweep.css")),
-        script=markupsafe.Markup(read("sweep.js")),
+        script=markupsafe.Markup(read("sweep.js") + read("config.js")),
         title=facts.folder.absolute().name,
         subtitle=_subtitle(facts),
         states=_states(facts),
