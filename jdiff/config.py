@@ -169,8 +169,9 @@ def _call(name: str, function: str, *arguments: str) -> Any:
     if spec is None:
         raise UserError(f"config file {name} is not a Python file: its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
-    # A config may import its neighbours; nothing of it stays behind in the search path.
+    # A config may import its neighbours; nothing of it stays behind, in the search path or on disk.
     sys.path.insert(0, str(file.parent))
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         spec.loader.exec_module(module)
         if not callable(getattr(module, function, None)):
@@ -183,6 +184,7 @@ def _call(name: str, function: str, *arguments: str) -> Any:
         raise UserError(_place(file, error)) from error
     finally:
         sys.path.remove(str(file.parent))
+        sys.dont_write_bytecode = writes
 
 
 def _offer(file: pathlib.Path) -> str:

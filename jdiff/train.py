@@ -347,7 +347,10 @@ def _write_samples(workdir: pathlib.Path, metrics: logs.Metrics, step: int, imag
 
     picture = pictures.grid(images, columns=8)
     _picture(workdir, step).parent.mkdir(exist_ok=True)
-    pictures.save(_picture(workdir, step), picture)
+    try:
+        pictures.save(_picture(workdir, step), picture)
+    except UserError as error:  # the disk's own error, which ends a run in a way of its own
+        raise error.__cause__ from None
     metrics.picture(step, "samples", picture)
 
 

@@ -31,7 +31,7 @@ def test_the_code_of_a_chapter_runs(chapter):
     for block in BLOCK.findall((DOCS / chapter).read_text()):
         exec(block, names)  # noqa: S102, our own text
     arrays = [v for v in names.values() if isinstance(v, jax.Array)]
-    floats = [v for v in arrays if np.issubdtype(v.dtype, np.floating)]
+    floats = [v for v in arrays if jax.dtypes.issubdtype(v.dtype, np.floating)]
     assert floats and all(np.isfinite(v).all() for v in floats)
     if chapter == "solvers.md":  # what its sentences say of the numbers
         other = names["x"]  # of another path

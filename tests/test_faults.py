@@ -190,7 +190,7 @@ def test_a_disk_that_fills_up_and_one_that_becomes_read_only(tmp_path):
     if "unshare" in done.stderr or "NO MOUNT" in done.stdout:
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip()[-200:]}")
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines == ["RESULT full 74", "RESULT room 0", "RESULT read-only 2"], done.stdout
+    assert lines == ["RESULT full 74", "RESULT room 0", "RESULT read-only 2"], done
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "No space left on device" in told[0] and "the same command then resumes" in told[0]
     assert "cannot be written: Read-only file system" in told[1]

@@ -85,7 +85,9 @@ def look_back(
 
     def turn(dq: Array, part: tuple) -> tuple[Array, tuple[Array, Array]]:
         k, v, mask = part
-        weights = jnp.exp(_logits(of.q, k, mask) - of.top[..., None]) / of.total[..., None]
+        with jax.named_scope("rematted_computation"):  # as jax.checkpoint calls what it repeats
+            logits = _logits(of.q, k, mask)
+        weights = jnp.exp(logits - of.top[..., None]) / of.total[..., None]
         change = weights * (_product("bhqd,bhkd->bhqk", of.slope, v) - of.mean)
         if mask is not None:
             change = jnp.where(mask, change, 0)  # of a query that sees nothing, too
