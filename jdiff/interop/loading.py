@@ -23,6 +23,7 @@ from jdiff.errors import UserError, choose
 from jdiff.interop import files, tables
 from jdiff.interop.families import BY_CLASS
 from jdiff.interop.tables import Entry, Family
+from jdiff.models.functional import flatten, nest
 from jdiff.pytree import Array, PyTree
 
 #: (path, shape and dtype, logical axes) -> where that leaf lives.
@@ -121,7 +122,7 @@ def assemble(
     given = tables.today(given, family)
     tables.check(entries, given, family.ignored, str(where))
     place = _placement(sharding)
-    axes = {} if sharding is None else _flat(models.axes(build))
+    axes = {} if sharding is None else dict(flatten(models.axes(build)))
     dtype = np.dtype(jnp.dtype(dtype)) if dtype else None
 
     def leaves(group: list[Entry]) -> list[Array]:
@@ -139,7 +140,7 @@ def assemble(
     # Threads overlap reading, transposing and the transfer; each holds one group of leaves.
     with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)) + 1)) as pool:
         loaded = [leaf for group in pool.map(leaves, _groups(entries)) for leaf in group]
-    params = _nest({entry.path: leaf for entry, leaf in zip(entries, loaded)})
+    params = nest({entry.path: leaf for entry, leaf in zip(entries, loaded)})
     return Component(apply, params, built, model, dict(config), family)
 
 
@@ -158,7 +159,7 @@ def save_component(
     """
     folder = pathlib.Path(folder)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), component.params)
-    leaves = _flat(component.params)
+    leaves = dict(flatten(component.params))
     sources: dict[str, Entry] = {}
     arrays: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
     for entry in tables.plan(shapes, component.family, component.fields):
@@ -222,17 +223,3 @@ def _placement(sharding: Any) -> Placement:
 def parameters(component: Component) -> int:
     """The number of weights."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(component.params))
-
-
-def _flat(tree: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-    return dict(tables.flat(tree))
-
-
-def _nest(leaves: Mapping[tuple[str, ...], Any]) -> PyTree:
-    nested: dict[str, Any] = {}
-    for path, value in leaves.items():
-        inner = nested
-        for name in path[:-1]:
-            inner = inner.setdefault(name, {})
-        inner[path[-1]] = value
-    return nested

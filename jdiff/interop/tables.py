@@ -14,12 +14,13 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jdiff.errors import UserError
+from jdiff.models.functional import flatten
 
 # Of a transposed copy at a time: wider ones leave the cache, narrower ones are all overhead.
 _COLUMNS = 64
@@ -157,7 +158,7 @@ def plan(
     rules = family.table(fields or {}) if callable(family.table) else family.table
     templates = _by_outline(rules)
     entries, orphans = [], []
-    for path, shape in flat(shapes):
+    for path, shape in flatten(shapes):
         entry = _entry(path, tuple(shape.shape), templates)
         entries.append(entry) if entry else orphans.append("/".join(path))
     if orphans:
@@ -333,14 +334,3 @@ def listed(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return ", ".join(names[:12]) + more
-
-
-def flat(
-    tree: Mapping[str, Any], prefix: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The leaves of a nested dict with their paths, in order."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, (*prefix, name))
-        else:
-            yield (*prefix, name), value

@@ -8,7 +8,7 @@ be a static field of a pytree and jit reuses a program across two builds of one 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -71,7 +71,7 @@ class Apply:
 
     def merge(self, params: Params) -> nnx.Module:
         """The NNX module with these weights and no edits, the inverse of `split`."""
-        given = dict(_flatten(params))
+        given = dict(flatten(params))
         wanted = {tuple(str(part) for part in path): path for path in self.paths}
         if given.keys() != wanted.keys():
             raise ValueError(
@@ -113,13 +113,13 @@ def split(model: nnx.Module) -> tuple[Apply, Params]:
             average, a raw array), which a pure function could not update.
     """
     apply, variables = _split(model)
-    return apply, _nest({path: v[...] for path, v in variables.items()})
+    return apply, nest({path: v[...] for path, v in variables.items()})
 
 
 def abstract(build: Build) -> tuple[Apply, Params]:
     """`(apply, shapes)` of `build(rngs)`, with `jax.ShapeDtypeStruct` leaves; computes nothing."""
     apply, variables = _inspect(build)
-    return apply, _nest({path: _shape(v) for path, v in variables.items()})
+    return apply, nest({path: _shape(v) for path, v in variables.items()})
 
 
 def axes(build: Build) -> dict:
@@ -133,7 +133,7 @@ def axes(build: Build) -> dict:
     for path, v in variables.items():
         shape = _shape(v).shape
         named[path] = v.get_metadata().get("axes") or (None,) * len(shape)
-    return _nest(named)
+    return nest(named)
 
 
 def init(build: Build, key: jax.Array) -> tuple[Apply, Params]:
@@ -152,7 +152,7 @@ def init(build: Build, key: jax.Array) -> tuple[Apply, Params]:
         # A module with layers from elsewhere: no rules to go by, so its own constructor runs.
         return apply, jax.jit(lambda key: split(build(nnx.Rngs(key)))[1])(key)
     leaves = tuple((_shape(v).shape, rule) for v, rule in zip(variables.values(), rules))
-    return apply, _nest(dict(zip(variables, initializers.draw(key, leaves))))
+    return apply, nest(dict(zip(variables, initializers.draw(key, leaves))))
 
 
 def count(params: Params) -> int:
@@ -184,9 +184,10 @@ def _shape(variable: nnx.Variable) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(value.shape, jnp.dtype(value.dtype))
 
 
-def _nest(flat: dict[tuple, Any]) -> Params:
+def nest(leaves: Mapping[tuple, Any]) -> Params:
+    """A nested dict with string keys, of leaves by their paths; the inverse of `flatten`."""
     nested: Params = {}
-    for path, leaf in flat.items():
+    for path, leaf in leaves.items():
         *parents, name = (str(part) for part in path)
         inner = nested
         for parent in parents:
@@ -195,10 +196,13 @@ def _nest(flat: dict[tuple, Any]) -> Params:
     return nested
 
 
-def _flatten(params: Params, prefix: tuple[str, ...] = ()):
-    for name, value in params.items():
+def flatten(
+    tree: Mapping[str, Any], prefix: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The leaves of a nested dict with their paths, in order."""
+    for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, (*prefix, name))
+            yield from flatten(value, (*prefix, name))
         else:
             yield (*prefix, name), value
 

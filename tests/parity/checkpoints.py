@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 
-from jdiff.interop import files, tables
+from jdiff.interop import files, loading, tables
 
 
 def randomise(network, seed: int = 0, std: float = 0.1):
@@ -76,3 +76,21 @@ def assert_same_files(one: pathlib.Path, other: pathlib.Path) -> None:
     for name, tensor in theirs.items():
         assert ours[name].dtype == tensor.dtype
         np.testing.assert_array_equal(ours[name], tensor, err_msg=name)
+
+
+def assert_round_trip(ours, theirs, folder: pathlib.Path, out: pathlib.Path, **fields) -> None:
+    """What `folder` gave is saved bit for bit, and opens here and, as a network of our own, there.
+
+    `ours` is the component that was opened from `folder` with `fields`; `theirs` what wrote it.
+    """
+    loading.save_component(ours, out / "ours")
+    assert_same_files(out / "ours", folder)
+    again = loading.load_component(out / "ours", **fields)
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.params, ours.params))
+    # A network of our own is written with the config that its fields make.
+    written = loading.component(ours.family.cls, ours.params, **ours.fields)
+    loading.save_component(written, out / "own")
+    back, weights = type(theirs).from_pretrained(out / "own").state_dict(), theirs.state_dict()
+    assert back.keys() == weights.keys()
+    for key, weight in weights.items():
+        np.testing.assert_array_equal(back[key].numpy(), weight.numpy(), err_msg=key)
