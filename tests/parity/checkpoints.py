@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jdiff.interop import files, loading, tables
+from jdiff.models.functional import flatten
 
 
 def randomise(network, seed: int = 0, std: float = 0.1):
@@ -54,7 +55,7 @@ def assert_gradients(component, grads, network, tolerance: float, zero: str = r"
     Tensors that the regular expression `zero` finds have none but for rounding: a key's bias adds
     the same to all scores of a query.
     """
-    leaves = dict(tables.flat(grads))
+    leaves = dict(flatten(grads))
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), grads)
     mine = {}
     for entry in tables.plan(shapes, component.family, component.fields):
