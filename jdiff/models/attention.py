@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from jdiff.errors import UserError, choose
+from jdiff.models.module import Module
 from jdiff.parallel.shards import nearest
 from jdiff.parallel.tokens import parts
 
@@ -126,7 +126,7 @@ def _softmax_product(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array |
     return out.astype(q.dtype)
 
 
-class Attention(nnx.Module):
+class Attention(Module):
     """Attention of queries `[B, *grid, C]` to keys and values `[B, *places, C]`, in `heads` heads.
 
     Each head has C / heads neighbouring channels. The axes of the grid (tokens, or rows and columns

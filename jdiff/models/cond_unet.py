@@ -18,6 +18,7 @@ from jdiff.models.cond_unet_blocks import SpatialTransformer, linear
 from jdiff.models.initializers import normal, param
 from jdiff.models.layers import GroupNorm, entry, run
 from jdiff.models.low_res import with_low_res
+from jdiff.models.module import Module
 from jdiff.models.scalars import Scalars
 from jdiff.models.unet_blocks import INITS, Block, Style, resample_layer
 
@@ -25,7 +26,7 @@ from jdiff.models.unet_blocks import INITS, Block, Style, resample_layer
 PROJECTIONS = ("conv", "linear")
 
 
-class CondUNet(nnx.Module):
+class CondUNet(Module):
     """A U-Net `model(x [B, H, W, C], t [B], cond, key=None) -> [B, H, W, out_channels]` float32.
 
     `t` is the step, 0..999 in the published ones. H and W are multiples of 2^(levels - 1). There is
@@ -250,7 +251,7 @@ class CondUNet(nnx.Module):
         return jnp.concatenate([pooled.astype(jnp.float32), waves], axis=-1)
 
 
-class Stage(nnx.Module):
+class Stage(Module):
     """One resolution: blocks, each followed by a transformer if there are any. A container only."""
 
     def __init__(

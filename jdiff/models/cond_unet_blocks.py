@@ -14,6 +14,7 @@ from jdiff.models import layers, stacked
 from jdiff.models.attention import Attention
 from jdiff.models.initializers import Axes
 from jdiff.models.layers import Conv, GroupNorm, LayerNorm, Linear, run
+from jdiff.models.module import Module
 from jdiff.models.unet_blocks import INITS
 
 
@@ -109,7 +110,7 @@ class TransformerBlock(layers.ResidualBlock):
         return h + self.mlp2(passed * jax.nn.gelu(gate, approximate=False))
 
 
-class MultiHead(nnx.Module):
+class MultiHead(Module):
     """Attention with its projections: queries from the tokens, keys and values from a context."""
 
     def __init__(

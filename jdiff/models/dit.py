@@ -18,13 +18,14 @@ from jdiff.models import layers, stacked
 from jdiff.models.dit_blocks import BLOCKS, linear
 from jdiff.models.initializers import normal, param, zeros
 from jdiff.models.layers import LayerNorm, layer_norm, run
+from jdiff.models.module import Module
 from jdiff.models.remat import named
 from jdiff.models.scalars import Scalars
 from jdiff.parallel.layout import TRANSFORMER
 from jdiff.parallel.tokens import hold
 
 
-class DiT(nnx.Module):
+class DiT(Module):
     """A DiT `model(x [B, H, W, C], t [B], cond, key=None) -> [B, H, W, out_channels]` float32.
 
     `cond` holds "label" (int [B]) if `num_classes`; the index `num_classes` is the null label. H

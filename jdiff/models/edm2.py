@@ -22,6 +22,7 @@ from jdiff.models.attention import Attention
 from jdiff.models.initializers import param, zeros
 from jdiff.models.layers import run
 from jdiff.models.magnitude import MPConv, MPLinear, mp_cat, mp_silu, mp_sum, normalized, unit
+from jdiff.models.module import Module
 from jdiff.models.remat import named
 from jdiff.models.unet import Stage
 
@@ -83,7 +84,7 @@ class Block(layers.ResidualBlock):
         return jnp.clip(x, -self.clip, self.clip)
 
 
-class EDM2(nnx.Module):
+class EDM2(Module):
     """EDM2 `model(x [B, H, W, C], t [B], cond, key=None) -> [B, H, W, out_channels]` float32.
 
     x of unit variance, as the parameterisation "edm" hands it over, and t = log(sigma) / 4. `cond`

@@ -17,6 +17,7 @@ from jdiff.errors import choose
 from jdiff.models import layers
 from jdiff.models.layers import GroupNorm, run
 from jdiff.models.low_res import with_low_res
+from jdiff.models.module import Module
 from jdiff.models.remat import named
 from jdiff.models.scalars import Scalars
 from jdiff.models.text_attention import PixelAttention, TextPool, text_input
@@ -26,7 +27,7 @@ EPS = 1e-5  # of the group norms
 INIT = INITS["adm"]
 
 
-class EfficientUNet(nnx.Module):
+class EfficientUNet(Module):
     """A U-Net `model(x [B, H, W, C], t [B], cond, key=None) -> [B, H, W, out_channels]` float32.
 
     H and W are multiples of the product of `strides`. `cond` holds
@@ -203,7 +204,7 @@ class EfficientUNet(nnx.Module):
         return jax.nn.silu(c)
 
 
-class Level(nnx.Module):
+class Level(Module):
     """One resolution: blocks, attention, and what changes the resolution. A container only."""
 
     def __init__(

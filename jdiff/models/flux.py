@@ -19,13 +19,14 @@ from jdiff.models.dit import patchify, unpatchify
 from jdiff.models.initializers import param, xavier_uniform, zeros
 from jdiff.models.joint import QKV, JointBlock
 from jdiff.models.layers import layer_norm
+from jdiff.models.module import Module
 from jdiff.models.remat import named
 from jdiff.parallel import tokens
 from jdiff.parallel.layout import TRANSFORMER
 from jdiff.parallel.tokens import hold
 
 
-class Flux(nnx.Module):
+class Flux(Module):
     """A FLUX `model(x [B, H, W, C], t [B], cond, key=None) -> [B, H, W, out_channels]` float32.
 
     `cond` holds "text" [B, L, text_width], "pooled" [B, pooled_width], the `scalars` (of the dev
@@ -167,7 +168,7 @@ class SingleBlock(layers.ResidualBlock):
         return hold(h + gate * self.out(jnp.stack([attended, *hidden], axis=-2)))
 
 
-class Joining(nnx.Module):
+class Joining(Module):
     """A linear map of five vectors side by side, each of which may be split over devices."""
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):

@@ -21,6 +21,7 @@ from jdiff.models.dit import patchify, unpatchify
 from jdiff.models.dit_blocks import linear
 from jdiff.models.initializers import normal, param, zeros
 from jdiff.models.layers import RMSNorm, run
+from jdiff.models.module import Module
 from jdiff.models.remat import named
 from jdiff.models.scalars import Scalars
 from jdiff.parallel import tokens as sequences
@@ -28,7 +29,7 @@ from jdiff.parallel.layout import TRANSFORMER
 from jdiff.parallel.tokens import hold
 
 
-class JiT(nnx.Module):
+class JiT(Module):
     """A JiT `model(x [B, H, W, C], t [B], cond, key=None) -> [B, H, W, out_channels]` float32.
 
     `cond` holds "label" (int [B]) if `num_classes`; the index `num_classes` is the null label. H

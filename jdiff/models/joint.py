@@ -17,6 +17,7 @@ from jdiff.models import layers, stacked
 from jdiff.models.attention import Attention
 from jdiff.models.initializers import Init, normal, xavier_uniform, zeros
 from jdiff.models.layers import Linear, RMSNorm, layer_norm, together
+from jdiff.models.module import Module
 from jdiff.models.rope import rotate
 from jdiff.models.scalars import Scalars
 from jdiff.parallel import tokens
@@ -42,7 +43,7 @@ def linear(
     return Linear(features_in, features_out, **fields)
 
 
-class Conditions(nnx.Module):
+class Conditions(Module):
     """The vector that modulates every block: silu(time + pooled text + further numbers).
 
     There is no pooled text if `pooled_width` is 0. Always float32: 999 and 1000 are one number in
@@ -77,7 +78,7 @@ class Conditions(nnx.Module):
         return jax.nn.silu(c)
 
 
-class QKV(nnx.Module):
+class QKV(Module):
     """Queries, keys and values of one stream, normed and turned head by head."""
 
     def __init__(
@@ -115,7 +116,7 @@ class QKV(nnx.Module):
         return finish(q, self.norm_q), finish(k, self.norm_k), *rest
 
 
-class Stream(nnx.Module):
+class Stream(Module):
     """What one kind of token has of its own in a joint block."""
 
     parts = 6  #: vectors that c is mapped to: shift, scale, gate of the attention and of the MLP

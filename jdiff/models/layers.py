@@ -16,12 +16,13 @@ import numpy as np
 from flax import nnx
 
 from jdiff.models.initializers import Axes, Init, ones, param, zeros
+from jdiff.models.module import Module
 from jdiff.models.remat import checkpoint, named
 from jdiff.parallel.fetch import fetch, fetches
 from jdiff.parallel.tokens import parts
 
 
-class Linear(nnx.Module):
+class Linear(Module):
     """`x @ kernel + bias` on the last axis, in `dtype`; `axes` are the kernel's logical axes.
 
     With features_out = (n, m) it is n maps in one product, [..., in] to [..., n, m]. The parts have
@@ -73,7 +74,7 @@ def together(x: jax.Array, *maps: Linear) -> list[jax.Array]:
     return jnp.unstack(y, axis=-2)
 
 
-class Conv(nnx.Module):
+class Conv(Module):
     """A square convolution of [B, H, W, C], in `dtype`; `padding` "SAME" or pixels a side."""
 
     def __init__(
@@ -107,7 +108,7 @@ class Conv(nnx.Module):
         return x + self.bias[...].astype(self.dtype)
 
 
-class GroupNorm(nnx.Module):
+class GroupNorm(Module):
     """Group normalisation over space and groups of channels, with a scale and a bias a channel.
 
     There are `groups` groups; if that is None, min(32, channels / 4) as in the EDM and ADM code or,
@@ -164,7 +165,7 @@ def layer_norm(x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
     return y.astype(x.dtype)
 
 
-class LayerNorm(nnx.Module):
+class LayerNorm(Module):
     """Normalisation of the last axis with a learned scale and bias; statistics in float32."""
 
     def __init__(self, width: int, *, eps: float = 1e-5, bias: bool = True, rngs: nnx.Rngs):
@@ -178,7 +179,7 @@ class LayerNorm(nnx.Module):
         return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
 
 
-class RMSNorm(nnx.Module):
+class RMSNorm(Module):
     """x / sqrt(mean x^2 + eps) over the last axis, times a learned scale; float32 inside."""
 
     def __init__(self, width: int, *, eps: float = 1e-6, rngs: nnx.Rngs):
@@ -320,7 +321,7 @@ def expand(c: jax.Array, h: jax.Array) -> jax.Array:
     return c.reshape(c.shape[0], *(1,) * (h.ndim - 2), c.shape[-1])
 
 
-class ResidualBlock(nnx.Module):
+class ResidualBlock(Module):
     """A block h -> h + f(h, ...): one that guidance may skip (`jdiff.models.replace`)."""
 
 

@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 
 from jdiff.models.initializers import Axes, normal, param
+from jdiff.models.module import Module
 
 
 def unit(x: jax.Array, axis: int | Sequence[int] = -1, eps: float = 1e-4) -> jax.Array:
@@ -71,7 +72,7 @@ def normalized(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
     return optax.GradientTransformation(optimizer.init, update)
 
 
-class MPLinear(nnx.Module):
+class MPLinear(Module):
     """x times a kernel of which each output's column has length 1 (equation 47); no bias."""
 
     def __init__(
@@ -92,7 +93,7 @@ class MPLinear(nnx.Module):
         return x.astype(self.dtype) @ kernel
 
 
-class MPConv(nnx.Module):
+class MPConv(Module):
     """A square convolution whose kernel has length 1 for each output channel; no bias."""
 
     def __init__(

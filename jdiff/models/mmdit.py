@@ -19,12 +19,13 @@ from jdiff.models.dit import patchify, unpatchify
 from jdiff.models.initializers import param, zeros
 from jdiff.models.joint import QKV, JointBlock, Stream
 from jdiff.models.layers import layer_norm, run
+from jdiff.models.module import Module
 from jdiff.models.remat import named
 from jdiff.parallel.layout import TRANSFORMER
 from jdiff.parallel.tokens import hold
 
 
-class MMDiT(nnx.Module):
+class MMDiT(Module):
     """An MM-DiT `model(x [B, H, W, C], t [B], cond, key=None) -> [B, H, W, out_channels]` float32.
 
     `cond` holds "text" [B, L, text_width], "pooled" [B, pooled_width] and, if some of the text is
@@ -183,7 +184,7 @@ class DualStream(Stream):
         return super().leave(h + gate * own, attended, vectors)
 
 
-class LastText(nnx.Module):
+class LastText(Module):
     """The text of the last block: it is seen and goes no further.
 
     Checkpoints have queries for it, which nothing reads: their gradient is zero.

@@ -19,12 +19,13 @@ from jdiff.models.dit import check_image_size, grid_spacing, patchify, unpatchif
 from jdiff.models.dit_blocks import linear
 from jdiff.models.initializers import normal, param, zeros
 from jdiff.models.layers import layer_norm, run, together
+from jdiff.models.module import Module
 from jdiff.models.remat import named
 from jdiff.parallel.layout import TRANSFORMER
 from jdiff.parallel.tokens import hold
 
 
-class PixArt(nnx.Module):
+class PixArt(Module):
     """A PixArt `model(x [B, H, W, C], t [B], cond, key=None) -> [B, H, W, out_channels]` float32.
 
     `cond` holds "text" `[B, L, text_width]`, optionally "text_mask" (bool `[B, L]`, True for

@@ -18,12 +18,13 @@ from jdiff.models.dit import patchify, unpatchify
 from jdiff.models.initializers import zeros
 from jdiff.models.joint import JointBlock
 from jdiff.models.layers import RMSNorm, layer_norm
+from jdiff.models.module import Module
 from jdiff.models.remat import named
 from jdiff.parallel.layout import TRANSFORMER
 from jdiff.parallel.tokens import hold
 
 
-class QwenImage(nnx.Module):
+class QwenImage(Module):
     """A Qwen-Image `model(x [B, H, W, C], t [B], cond, key=None) -> [B, H, W, out_channels]`.
 
     The output is float32. `cond` holds "text" [B, L, text_width], the `scalars` and, if some of the

@@ -22,6 +22,7 @@ from flax import nnx
 from jdiff.errors import UserError
 from jdiff.models.attention import Attention, Kernel
 from jdiff.models.layers import ResidualBlock
+from jdiff.models.module import Module
 from jdiff.models.stacked import Varied
 
 #: Makes of a module what is called in its place; hashable, and equal for equal replacements.
@@ -123,7 +124,7 @@ class SwapKernel:
         return Attention(module.heads, self.kernel)
 
 
-class Skipped(nnx.Module):
+class Skipped(Module):
     """In a residual block's place: h -> h."""
 
     def __init__(self, block: ResidualBlock):

@@ -6,9 +6,10 @@ import jax
 from flax import nnx
 
 from jdiff.models.layers import Linear
+from jdiff.models.module import Module
 
 
-class Scalars(nnx.Module):
+class Scalars(Module):
     """Embeds each number as t is embedded, with weights of its own, and adds them up.
 
     The name "s" stands for cond["s"] `[B]`; "t-s" for t - cond["s"], where the network is told t

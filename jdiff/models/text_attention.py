@@ -15,6 +15,7 @@ from jdiff.models import layers
 from jdiff.models.attention import Attention
 from jdiff.models.initializers import Axes, kaiming_uniform, zeros
 from jdiff.models.layers import GroupNorm, LayerNorm, Linear
+from jdiff.models.module import Module
 
 
 def text_input(
@@ -33,7 +34,7 @@ def text_input(
     return text, layers.entry(network, cond, "text_mask", text.shape[:2])
 
 
-class TextPool(nnx.Module):
+class TextPool(Module):
     """Attention pooling: the mean of the tokens asks, the tokens answer; [B, L, D] to [B, width].
 
     Tokens are normalised first, which Imagen's section 2.1 found to matter.
@@ -58,7 +59,7 @@ class TextPool(nnx.Module):
         return self.out(self.attention(self.q(mean)[:, None], k, v, places)[:, 0])
 
 
-class TextKeys(nnx.Module):
+class TextKeys(Module):
     """The keys and values of a text's tokens, set behind those of the pixels."""
 
     def __init__(self, text_width: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):

@@ -16,6 +16,7 @@ from jdiff.models import layers
 from jdiff.models.initializers import normal, zeros
 from jdiff.models.layers import Conv, GroupNorm, Linear, run
 from jdiff.models.low_res import with_low_res
+from jdiff.models.module import Module
 from jdiff.models.remat import named
 from jdiff.models.scalars import Scalars
 from jdiff.models.text_attention import TextPool, text_input
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 
-class UNet(nnx.Module):
+class UNet(Module):
     """A U-Net `model(x [B, H, W, C], t [B], cond, key=None) -> [B, H, W, out_channels]` float32.
 
     `cond` may hold "label" (int [B], required if `num_classes`; the index `num_classes` stands for
@@ -271,7 +272,7 @@ class UNet(nnx.Module):
         )
 
 
-class Stage(nnx.Module):
+class Stage(Module):
     """One resolution: an optional change of resolution, then blocks. A container only."""
 
     def __init__(

@@ -19,6 +19,7 @@ from jdiff.models import layers
 from jdiff.models.attention import Attention
 from jdiff.models.initializers import Init, kaiming_uniform, xavier_uniform, zeros
 from jdiff.models.layers import Conv, GroupNorm, Linear
+from jdiff.models.module import Module
 from jdiff.models.text_attention import TextKeys
 
 
@@ -177,7 +178,7 @@ class Block(layers.ResidualBlock):
         return layers.downsample(x, self.style.taps) if self.resample == "down" else x
 
 
-class ConvResample(nnx.Module):
+class ConvResample(Module):
     """DDPM's change of resolution: a strided convolution, or one after repeating the pixels."""
 
     def __init__(self, direction: Literal["up", "down"], conv: Conv):

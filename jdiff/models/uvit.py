@@ -18,13 +18,14 @@ from jdiff.models.attention import Attention
 from jdiff.models.dit import check_image_size, patchify, unpatchify
 from jdiff.models.initializers import kaiming_uniform, normal, param
 from jdiff.models.layers import Conv, LayerNorm, Linear, run
+from jdiff.models.module import Module
 from jdiff.models.remat import named
 from jdiff.parallel import tokens as sequences
 from jdiff.parallel.layout import TRANSFORMER
 from jdiff.parallel.tokens import hold
 
 
-class UViT(nnx.Module):
+class UViT(Module):
     """A U-ViT `model(x [B, H, W, C], t [B], cond, key=None) -> [B, H, W, out_channels]` float32.
 
     H = W = `image_size`, since the positions are learned. `cond` holds "label" (int [B]) if

@@ -19,6 +19,7 @@ from jdiff.models.dit import patchify, unpatchify
 from jdiff.models.initializers import normal, param, zeros
 from jdiff.models.joint import QKV
 from jdiff.models.layers import RMSNorm, layer_norm, together
+from jdiff.models.module import Module
 from jdiff.models.remat import named
 from jdiff.parallel import tokens
 from jdiff.parallel.layout import TRANSFORMER
@@ -30,7 +31,7 @@ MULTIPLE = 32
 CONDITION = 256
 
 
-class ZImage(nnx.Module):
+class ZImage(Module):
     """A Z-Image `model(x [B, H, W, C], t [B], cond, key=None) -> [B, H, W, C]` float32.
 
     `cond` holds "text" [B, L, text_width] and, if not every sample's text has length L,

@@ -23,7 +23,7 @@ import numpy as np
 from jdiff import exits
 from jdiff.errors import UserError
 from jdiff.pytree import PyTree
-from jdiff.training import integrity
+from jdiff.training import allocator, integrity
 
 # Orbax completes these after our checksums are written; nothing of the state is in them.
 _AFTERWARDS = ("_CHECKPOINT_METADATA", "commit_success.txt")
@@ -168,7 +168,7 @@ class Checkpoints:
             if jax.process_count() > 1:  # else one that fails would leave the others waiting
                 self._check(step, checking.result())
             try:
-                with _quiet():
+                with _quiet(), allocator.reusing():
                     return self._manager.restore(step, args=arguments)
             except Exception as error:  # Orbax raises many kinds for a truncated or foreign one
                 failed = error

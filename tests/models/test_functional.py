@@ -43,7 +43,7 @@ def test_split_keeps_the_function(randomise):
     apply, params = models.init(small_dit, KEY)
     model = apply.merge(randomise(params))
     apply, params = models.split(model)
-    expected = jax.jit(lambda model: model(X, T, {}))(model)
+    expected = nnx.jit(lambda model: model(X, T, {}))(model)
     np.testing.assert_allclose(jax.jit(apply)(params, X, T, {}), expected, rtol=1e-6)
 
 
