@@ -12,6 +12,7 @@ import fnmatch
 import importlib.util
 import json
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +27,8 @@ from jdiff.errors import UserError
 OPEN = (
     "config.model", "config.schedule", "config.loss.arguments", "config.loss.coupling",
     "config.loss.distribution", "config.loss.solver", "config.loss.weighting", "config.mesh.rules",
-    "config.optimizer.arguments", "config.ema", "config.ema.*", "config.sampling.solver",
-    "config.sampling.grid",
+    "config.low_res.augmentation", "config.low_res.augmentation.*", "config.optimizer.arguments",
+    "config.ema", "config.ema.*", "config.sampling.solver", "config.sampling.grid",
 )  # fmt: skip
 
 _KINDS = {
@@ -36,6 +37,8 @@ _KINDS = {
 }  # fmt: skip
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 _MISSING = object()
+# What is in front of a field of a cascade's stage: its config is a whole one.
+_STAGE = re.compile(r"^config\.stages\.\d+")
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -258,6 +261,7 @@ def _section(config: ConfigDict, name: str) -> tuple[ConfigDict, str]:
 
 
 def _is_open(section: str) -> bool:
+    section = _STAGE.sub("config", section)
     return any(fnmatch.fnmatchcase(section, pattern) for pattern in OPEN)
 
 
