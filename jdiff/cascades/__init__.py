@@ -1,0 +1,1 @@
+"""Cascades: stages of growing resolution, each conditioned on the (augmented) image before it."""

@@ -1,0 +1,142 @@
+"""What every augmentation offers, and the one that does nothing."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jdiff.errors import UserError
+from jdiff.pytree import Array, PyTree, expand, is_concrete, struct
+from jdiff.schedules.base import real
+
+_ROUNDING = 1e-6  # relative, of levels given in float32
+
+
+class Augmentation:
+    """What an augmentation of low-resolution images offers. A subclass defines `apply` and a range.
+
+    The same function serves training, with drawn levels, and sampling, with a given one. Every
+    sample has its own key and level, so that a row of the result depends on no other. Level 0 is
+    the identity, bit for bit, for every kind.
+
+    Attributes:
+      low: the lowest level of training, in the augmentation's own units.
+      high: the highest.
+      tells: whether the network is told the level.
+    """
+
+    low: Array | float
+    high: Array | float
+    tells: bool = False
+
+    def draw(self, key: Array, num: int) -> PyTree:
+        """Levels of training `[num]`, float32, one a sample: uniform from low to high."""
+        return jax.random.uniform(key, (num,), jnp.float32, self.low, self.high)
+
+    def __call__(self, keys: Array, images: Array, level: PyTree) -> Array:
+        """The augmented images `[B, h, w, C]`.
+
+        Args:
+          keys: `[B]`, one a sample.
+          images: `[B, h, w, C]` in about [-1, 1].
+          level: `[B]`, or one number for all.
+
+        Raises:
+          UserError: images that are not `[B, h, w, C]`, or that this kind does not take.
+        """
+        if images.ndim != 4:
+            raise UserError(
+                f"{_name(self)}: images [B, h, w, C] are needed, given shape {images.shape}."
+            )
+        level = jnp.broadcast_to(real(level), images.shape[:1])
+        made = self.apply(keys, images, level).astype(images.dtype)
+        return jnp.where(expand(level, images) == 0, images, made)
+
+    def apply(self, keys: Array, images: Array, level: Array) -> Array:
+        """The augmentation itself at levels `[B]`; where one is 0, any number will do."""
+        raise NotImplementedError  # abstract
+
+    def at(self, level: PyTree = None) -> PyTree:
+        """The levels of sampling: `level` for what the network is told, else 0 if there is none.
+
+        Raises:
+          UserError: the network is told the level and there is none, or it is out of range.
+        """
+        if level is None:
+            if self.tells:
+                raise UserError(
+                    f"{_name(self)}: the network is told the level of this augmentation, so that "
+                    f"sampling needs one too, from {_show(self.low)} to {_show(self.high)}; none "
+                    "given."
+                )
+            return 0.0
+        self.check(level)
+        return level
+
+    def told(self, level: PyTree) -> Array | None:
+        """What the network is told: the level, or None."""
+        return level if self.tells else None
+
+    def check(self, level: PyTree) -> None:
+        """Accepts the levels of training, and 0 where the network is not told; traced ones pass.
+
+        Raises:
+          UserError: a level of which the network saw nothing.
+        """
+        if isinstance(level, tuple | list | dict):
+            raise UserError(f"{_name(self)}: one level (or [B]) is needed, given {level!r}.")
+        if not is_concrete((level, self.low, self.high)):
+            return
+        given = jnp.asarray(level)
+        slack = _ROUNDING * jnp.maximum(jnp.abs(self.low), jnp.abs(self.high))
+        inside = (given >= self.low - slack) & (given <= self.high + slack)
+        if not self.tells:
+            inside |= given == 0
+        if not inside.all():
+            wrong = jnp.ravel(given)[jnp.argmin(jnp.ravel(inside))]
+            raise UserError(
+                f"{_name(self)}: level={_show(wrong)} given; training has levels from "
+                f"{_show(self.low)} to {_show(self.high)}{'' if self.tells else ', or 0'}."
+            )
+
+
+@struct
+class Nothing(Augmentation):
+    """The augmentation that `none` makes."""
+
+    low = high = 0.0
+
+    def apply(self, keys: Array, images: Array, level: Array) -> Array:
+        """The images."""
+        return images
+
+
+def none() -> Nothing:
+    """No augmentation: the only level is 0."""
+    return Nothing()
+
+
+def ranged(where: str, low_name: str, low: Any, high_name: str, high: Any, limits: Any) -> None:
+    """Checks two ends of a range, as far as they are concrete.
+
+    Raises:
+      UserError: low above high, or one of them outside of `limits`, a pair.
+    """
+    if not is_concrete((low, high, limits)):
+        return
+    for name, value in ((low_name, low), (high_name, high)):
+        if not limits[0] <= value <= limits[1]:
+            raise UserError(
+                f"{where}: {name}={_show(value)} given; it lies between {_show(limits[0])} and "
+                f"{_show(limits[1])}."
+            )
+    if low > high:
+        raise UserError(f"{where}: {low_name}={_show(low)} is above {high_name}={_show(high)}.")
+
+
+def _name(augmentation: Augmentation) -> str:
+    return f"augmentation {type(augmentation).__name__.lower()}"
+
+
+def _show(number: Any) -> str:
+    return f"{float(number):.4g}"
