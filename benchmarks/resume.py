@@ -18,26 +18,25 @@ import time
 
 import timing
 
+from jdiff import exits
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def first_step(
-    config: pathlib.Path, workdir: pathlib.Path, cache: pathlib.Path, step: int
-) -> float:
-    """Seconds from the start of `jdiff train` until `step` is told of; it then runs to its end."""
+def first_step(config: pathlib.Path, workdir: pathlib.Path, cache: pathlib.Path) -> float:
+    """Seconds from the start of `jdiff train` until its first step is told of; then stops it."""
     words = [
         sys.executable, "-m", "jdiff.cli", "train", f"--config={config}", f"--workdir={workdir}",
-        "--no-evaluate", f"--config.train.steps={step}", "--config.train.log_every=1",
-        "--config.train.checkpoint_every=1", "--config.train.sample_every=1000000",
-        f"--config.cache_dir={cache}",
+        "--no-evaluate", "--config.train.log_every=1", f"--config.cache_dir={cache}",
     ]  # fmt: skip
-    began = time.perf_counter()
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-    while process.poll() is None and told(workdir) < step:
+    before, began = told(workdir), time.perf_counter()
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and told(workdir) == before:
         time.sleep(0.002)
     seconds = time.perf_counter() - began
-    if process.wait() != 0:
-        sys.exit(f"training ended with {process.returncode}")
+    process.terminate()  # as a scheduler does: it saves, and is to be started again
+    if process.wait() != exits.REQUEUE:
+        sys.exit(f"training ended with {process.returncode}: {' '.join(words)}")
     return seconds
 
 
@@ -58,11 +57,11 @@ def main() -> None:
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        cold = first_step(a.config, folder / "run", folder / "cache", 1)
+        cold = first_step(a.config, folder / "run", folder / "cache")
         warm, resumed = [], []
         for i in range(a.rounds):
-            warm.append(first_step(a.config, folder / f"new{i}", folder / "cache", 1))
-            resumed.append(first_step(a.config, folder / "run", folder / "cache", i + 2))
+            warm.append(first_step(a.config, folder / f"new{i}", folder / "cache"))
+            resumed.append(first_step(a.config, folder / "run", folder / "cache"))
     ratio = min(resumed) / min(warm)
     timing.table(
         f"To the first step, {a.config.name}",
