@@ -20,14 +20,18 @@ class Augmentation:
     the identity, bit for bit, for every kind.
 
     Attributes:
+      name: as configs name it.
       low: the lowest level of training, in the augmentation's own units.
       high: the highest.
       tells: whether the network is told the level.
+      optional: whether sampling may do without, at level 0, whatever the range.
     """
 
+    name: str
     low: Array | float
     high: Array | float
     tells: bool = False
+    optional: bool = False
 
     def draw(self, key: Array, num: int) -> PyTree:
         """Levels of training `[num]`, float32, one a sample: uniform from low to high."""
@@ -42,14 +46,15 @@ class Augmentation:
           level: `[B]`, or one number for all.
 
         Raises:
-          UserError: images that are not `[B, h, w, C]`, or that this kind does not take.
+          UserError: images that are not floats `[B, h, w, C]`, or that this kind does not take.
         """
-        if images.ndim != 4:
+        if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
             raise UserError(
-                f"{_name(self)}: images [B, h, w, C] are needed, given shape {images.shape}."
+                f"{_where(self)}: images [B, h, w, C] of floats are needed, given {images.dtype} "
+                f"of shape {images.shape}."
             )
         level = jnp.broadcast_to(real(level), images.shape[:1])
-        made = self.apply(keys, images, level).astype(images.dtype)
+        made = self.apply(keys, real(images), level).astype(images.dtype)
         return jnp.where(expand(level, images) == 0, images, made)
 
     def apply(self, keys: Array, images: Array, level: Array) -> Array:
@@ -65,7 +70,7 @@ class Augmentation:
         if level is None:
             if self.tells:
                 raise UserError(
-                    f"{_name(self)}: the network is told the level of this augmentation, so that "
+                    f"{_where(self)}: the network is told the level of this augmentation, so that "
                     f"sampling needs one too, from {_show(self.low)} to {_show(self.high)}; none "
                     "given."
                 )
@@ -78,33 +83,50 @@ class Augmentation:
         return level if self.tells else None
 
     def check(self, level: PyTree) -> None:
-        """Accepts the levels of training, and 0 where the network is not told; traced ones pass.
+        """Accepts the levels of training, and 0 where that is optional; traced ones pass.
 
         Raises:
           UserError: a level of which the network saw nothing.
         """
         if isinstance(level, tuple | list | dict):
-            raise UserError(f"{_name(self)}: one level (or [B]) is needed, given {level!r}.")
+            raise UserError(f"{_where(self)}: one level (or [B]) is needed, given {level!r}.")
         if not is_concrete((level, self.low, self.high)):
             return
         given = jnp.asarray(level)
         slack = _ROUNDING * jnp.maximum(jnp.abs(self.low), jnp.abs(self.high))
         inside = (given >= self.low - slack) & (given <= self.high + slack)
-        if not self.tells:
+        if self.optional:
             inside |= given == 0
         if not inside.all():
             wrong = jnp.ravel(given)[jnp.argmin(jnp.ravel(inside))]
             raise UserError(
-                f"{_name(self)}: level={_show(wrong)} given; training has levels from "
-                f"{_show(self.low)} to {_show(self.high)}{'' if self.tells else ', or 0'}."
+                f"{_where(self)}: level={_show(wrong)} given; training has levels from "
+                f"{_show(self.low)} to {_show(self.high)}{', or 0' if self.optional else ''}."
             )
+
+
+class Degradation(Augmentation):
+    """What is done to a share of the images of training, and by default to none in sampling.
+
+    Attributes:
+      share: of images that are degraded; the others have level 0.
+    """
+
+    share: Array | float
+    optional = True
+
+    def draw(self, key: Array, num: int) -> Array:
+        """Levels `[num]`, float32: uniform from low to high for a share of them, else 0."""
+        key_level, key_share = jax.random.split(key)
+        degraded = jax.random.bernoulli(key_share, self.share, (num,))
+        return jnp.where(degraded, super().draw(key_level, num), 0.0)
 
 
 @struct
 class Nothing(Augmentation):
     """The augmentation that `none` makes."""
 
-    low = high = 0.0
+    name, low, high = "none", 0.0, 0.0
 
     def apply(self, keys: Array, images: Array, level: Array) -> Array:
         """The images."""
@@ -134,8 +156,8 @@ def ranged(where: str, low_name: str, low: Any, high_name: str, high: Any, limit
         raise UserError(f"{where}: {low_name}={_show(low)} is above {high_name}={_show(high)}.")
 
 
-def _name(augmentation: Augmentation) -> str:
-    return f"augmentation {type(augmentation).__name__.lower()}"
+def _where(augmentation: Augmentation) -> str:
+    return f"augmentation {augmentation.name}"
 
 
 def _show(number: Any) -> str:

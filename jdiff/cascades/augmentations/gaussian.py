@@ -19,7 +19,7 @@ class Gaussian(Augmentation):
     low: Array | float
     high: Array | float
 
-    tells = True
+    name, tells = "gaussian", True
 
     def apply(self, keys: Array, images: Array, level: Array) -> Array:
         """alpha(level) x + sigma(level) eps, eps of each sample from its own key."""
