@@ -10,6 +10,7 @@ from typing import Any
 
 from jdiff import (
     bound,
+    cascades,
     couplings,
     denoisers,
     distributions,
@@ -34,8 +35,8 @@ from jdiff.sweeps import Sweep, sweep
 __version__ = "0.1.0"
 
 __all__ = [
-    "Sweep", "UserError", "bound", "couplings", "denoisers", "distributions", "grids", "guidance",
-    "interpolants", "invert", "likelihood", "load_run", "losses", "noise", "operators",
+    "Sweep", "UserError", "bound", "cascades", "couplings", "denoisers", "distributions", "grids",
+    "guidance", "interpolants", "invert", "likelihood", "load_run", "losses", "noise", "operators",
     "predictions", "presets", "sample", "schedules", "solvers", "stream", "sweep", "weightings",
 ]  # fmt: skip
 
