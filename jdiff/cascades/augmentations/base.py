@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdiff.errors import UserError
 from jdiff.pytree import Array, PyTree, expand, is_concrete, struct
@@ -92,13 +93,13 @@ class Augmentation:
             raise UserError(f"{_where(self)}: one level (or [B]) is needed, given {level!r}.")
         if not is_concrete((level, self.low, self.high)):
             return
-        given = jnp.asarray(level)
-        slack = _ROUNDING * jnp.maximum(jnp.abs(self.low), jnp.abs(self.high))
+        given = np.asarray(level)
+        slack = _ROUNDING * max(abs(float(self.low)), abs(float(self.high)))
         inside = (given >= self.low - slack) & (given <= self.high + slack)
         if self.optional:
             inside |= given == 0
         if not inside.all():
-            wrong = jnp.ravel(given)[jnp.argmin(jnp.ravel(inside))]
+            wrong = np.ravel(given)[np.argmin(np.ravel(inside))]
             raise UserError(
                 f"{_where(self)}: level={_show(wrong)} given; training has levels from "
                 f"{_show(self.low)} to {_show(self.high)}{', or 0' if self.optional else ''}."
@@ -161,4 +162,4 @@ def _where(augmentation: Augmentation) -> str:
 
 
 def _show(number: Any) -> str:
-    return f"{float(number):.4g}"
+    return f"{float(number):.4g}" if is_concrete(number) else str(number)

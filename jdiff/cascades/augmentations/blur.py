@@ -54,10 +54,9 @@ def blur(
 ) -> Blur:
     """Blur with a size x size Gaussian kernel whose level is its sigma, in pixels.
 
-    CDM's augmentation at 128 and 256 pixels (Ho et al. 2022, section 4.3): 3 x 3, sigma ~
-    U(0.4, 0.6), half of the images of training and none in sampling. The kernel is sampled at whole
-    pixels and sums to 1; edges are reflected without repeating the outermost pixel, as torchvision
-    does (the paper does not say).
+    CDM's augmentation at 128 and 256 pixels (Ho et al. 2022): 3 x 3, sigma ~ U(0.4, 0.6), half of
+    the images of training and none in sampling. The kernel is sampled at whole pixels and sums to
+    1; edges are reflected without repeating the outermost pixel (torchvision's "reflect").
 
     Args:
       size: of the kernel, odd.

@@ -34,8 +34,8 @@ def gaussian(
     """The forward process up to time `level`, of which the network is told.
 
     z = alpha(s) x + sigma(s) eps with s ~ U(low, high) a sample: the non-truncated conditioning
-    augmentation of CDM (Ho et al. 2022, section 4.2); with the default schedule, s ~ U(0, 1) is
-    Imagen's aug_level (Saharia et al. 2022, section 2.5). With low = high the level is fixed, as in
+    augmentation of CDM (Ho et al. 2022); with the default schedule, s ~ U(0, 1) is Imagen's
+    aug_level (Saharia et al. 2022, section 2.4). With low = high the level is fixed, as in
     CDM's ablations. The truncated form has the same training; in sampling, the stage before stops
     at s and hands over its noisy state.
 

@@ -37,11 +37,13 @@ def build(section: Mapping[str, Any], where: str = "config.low_res.augmentation"
     >>> build({"name": "gaussian", "schedule": {"name": "squared_cosine"}, "high": 500.0})
     >>> build({"name": "chain", "first": {"name": "blur"}, "second": {"name": "gaussian"}})
     """
-    arguments = dict(section)
+    arguments = _entries(section, where)
     if arguments.get("name") == "chain":
         return chain(*_parts(arguments, where))
-    if arguments.get("schedule") is not None:
-        arguments["schedule"] = call(f"{where}.schedule", schedules.BY_NAME, arguments["schedule"])
+    if arguments.get("name") == "gaussian" and arguments.get("schedule") is not None:
+        inner = f"{where}.schedule"
+        found = call(inner, schedules.BY_NAME, _entries(arguments["schedule"], inner))
+        arguments["schedule"] = found
     return call(where, BY_NAME, arguments)
 
 
@@ -54,3 +56,9 @@ def _parts(arguments: dict[str, Any], where: str) -> list[Augmentation]:
         if name not in given:
             raise UserError(f"{where} chain: part {name!r} is missing; given: {', '.join(given)}.")
     return [build(arguments[name], f"{where}.{name}") for name in names]
+
+
+def _entries(section: Any, where: str) -> dict[str, Any]:
+    if not hasattr(section, "keys"):  # a ConfigDict is no Mapping
+        raise UserError(f'{where}: a section like {{"name": ...}} is needed, given {section!r}.')
+    return dict(section)
