@@ -4,43 +4,22 @@ Every figure stands between two others that are measured in the same way: that o
 split (as good as real images are; the floor of a distance) and that of noise (the ceiling).
 """
 
-import contextlib
-import dataclasses
 import json
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from jdiff import generate, runs
-from jdiff.errors import UserError, choose
+from jdiff import generate, real, runs
+from jdiff.errors import UserError
+from jdiff.fidelity import Fidelity
 from jdiff.parallel import hosts
 from jdiff.training.logs import replace_text
+from jdiff.yardstick import plainly, rows, told, wanted_metrics, yardstick
 
 #: The file in the run directory.
 FILE = "evaluation.json"
-#: The classifier of the real training split, kept in the run directory.
-CLASSIFIER = "classifier.safetensors"
-#: For each figure its name, which way is better, and what it is.
-FIGURES = {
-    "frechet": ("Fréchet distance", "lower", "between Gaussians fitted to the features"),
-    "kernel": ("Kernel distance", "lower", "squared, unbiased, cubic kernel on the features"),
-    "precision": ("Precision", "higher", "share of samples among the real images"),
-    "recall": ("Recall", "higher", "share of real images among the samples"),
-    "density": ("Density", "higher", "how densely the samples lie around real images"),
-    "coverage": ("Coverage", "higher", "share of real images with a sample near by"),
-    "inception_score": ("Class score", "higher", "Inception Score, of the classifier below"),
-    "sliced": ("Sliced Wasserstein", "lower", "distance between pixels, over random directions"),
-}
-# Metrics for which a classifier of the real images is needed, whatever the features.
-_JUDGED = ("inception_score", "accuracy")
-# Real images that the classifier is trained on at most.
-_TAUGHT = 50_000
-_BATCH = 256
-
-Batches = Iterator[tuple[np.ndarray, np.ndarray | None]]
 
 
 def assess(
@@ -57,6 +36,10 @@ def assess(
     held-out split, the real images then being of the training split, or the other way round
     (config.evaluation.reference). The classifier is trained once, on the training split.
 
+    A super-resolution run is given those real images, made smaller, and makes one sample of each;
+    so neither its samples nor the floor share an image with the reference. How near samples are to
+    the truth is measured on held-out images, whichever the reference is.
+
     Args:
       run: from `runs.load_run`.
       num: images to draw; config.evaluation.num unless given.
@@ -71,86 +54,100 @@ def assess(
     Returns:
       {"settings", "seconds", "metrics": [{"key", "name", "better", "about", "value", "floor",
       "ceiling"}, ...], "classifier": None or {"accuracy", "test_accuracy", "chance", "per_class":
-      [{"label", "name", "share", "num"}, ...]}}.
+      [{"label", "name", "share", "num"}, ...]}}, and of a super-resolution run "pairs", see
+      `Fidelity.result`.
 
     Raises:
       UserError: an unknown metric or feature, one that needs labels which the data do not have,
         fewer than 8 images, or weights that are not prepared (with the command that does it).
     """
-    from jdiff.evaluation.evaluate import evaluate
-
     started = time.monotonic()
-    num = run.config.evaluation.num if num is None else num
-    if num < 8:
-        raise UserError(f"num={num} images given; an evaluation needs at least 8.")
+    num = enough(run.config.evaluation.num if num is None else num)
     features = run.config.evaluation.features if features is None else features
     wanted = wanted_metrics(run, features, metrics)
     runs.sampler(run, **(sampling or {}))  # its errors before the work
-    extract = None if features == "classifier" else _extractor(features, run)
-    with _told(console) as tell:
-        tell("real images")
-        train, test = (_source(run, split) for split in ("train_split", "test_split"))
-        clock = time.monotonic()
-        judge = None
-        if features == "classifier" or set(wanted) & set(_JUDGED):
-            tell("training the classifier")
-            judge = _classifier(run, train, seed)
-        seconds = {"classifier": time.monotonic() - clock}
-        drawing = _Timer()
-        reference, other = _sides(run)
-        real = {"held-out": test, "training": train}
-        floor = _part(real[other], num, seed)
-        try:
-            compared = evaluate(
-                drawing.around(_draw(run, num, seed, batch, sampling, tell)),
-                _batches(run, real[reference], tell, f"{reference} images"),
-                features=_divided(extract or judge.features), metrics=wanted, seed=seed,
-                probabilities=judge and hosts.divided(judge.probabilities),
-                training=_batches(run, floor, tell, f"{other} images"),
-            )  # fmt: skip
-        except ValueError as error:
-            raise UserError(f"this cannot be evaluated: {error}") from error
-        judged = _judged(run, compared["metrics"], judge, test, num, tell)
-    seconds["sampling"] = drawing.seconds
-    seconds["total"] = time.monotonic() - started
+    with told(console) as tell, plainly():
+        reference, other = real.sides(run)
+        if run.low_res is not None:
+            num = min(num, len(real.source(run, other)))
+        measure = yardstick(
+            run, num=num, features=features, metrics=wanted, seed=seed, tell=tell
+        )  # fmt: skip
+        drawing, intended = Timer(), []
+        summarizer = measure.summarizer()
+        fidelity = None if run.low_res is None else Fidelity(run.low_res)
+
+        def take(images: np.ndarray, labels: np.ndarray | None) -> None:
+            summarizer.add(images, labels)
+            intended.append(labels)
+
+        if fidelity is None:
+            for images, labels in drawing.around(_draw(run, num, seed, batch, sampling, tell)):
+                take(images, labels)
+        else:
+            upsample, usual = generate.upsampler(run, seed=seed, sampling=sampling)
+            made = true_input(run, upsample, batch or usual, num=num, seed=seed, tell=tell)
+            for side, some in drawing.around(made):
+                if side == "held-out":
+                    fidelity.add(some)
+                if side == other:
+                    take(some.sample, some.row.get("label"))
+        figures = measure.figures(summarizer.summary())
+        judged = _judged(run, figures, measure.judge, intended, tell)
     result = {
         "settings": {
             "num": num, "seed": seed, "features": features, **generate.settings(run, sampling),
-            "reference": reference, "reference_images": compared["num_reference"],
-            "floor": other, "floor_images": len(floor),
+            "reference": reference, "reference_images": measure.reference[1].moments.count,
+            "floor": other, "floor_images": measure.floor[1].moments.count,
         },
-        "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "metrics": _rows(compared["metrics"]),
+        "seconds": {
+            "classifier": round(measure.seconds, 2),
+            "sampling": round(drawing.seconds, 2),
+            "total": round(time.monotonic() - started, 2),
+        },
+        "metrics": rows(figures),
         "classifier": judged,
     }  # fmt: skip
+    if fidelity is not None:
+        result["pairs"] = fidelity.result()
     if hosts.line().first:
         _write(run, result)
     return result
 
 
-def wanted_metrics(run: runs.Run, features: str, metrics: Iterable[str] | None) -> list[str]:
-    """The metrics to measure, in the order of `evaluation.METRICS`; all that are possible for None.
+def enough(num: int) -> int:
+    """`num`, if an evaluation may have so few images.
 
     Raises:
-      UserError: an unknown name, or one that needs labels which the data or the model do not have.
+      UserError: it may not.
     """
-    from jdiff.evaluation.evaluate import METRICS
-    from jdiff.evaluation.features import NAMES
+    if num < 8:
+        raise UserError(f"num={num} images given; an evaluation needs at least 8.")
+    return num
 
-    choose("features", features, NAMES)
-    labelled, conditional = bool(run.info.num_classes), "label" in run.null
-    impossible = set(() if labelled else _JUDGED) | set(() if conditional else ("accuracy",))
-    if metrics is None:
-        names = [n for n in METRICS if n not in impossible]
-    else:
-        given = [choose("metric", name, METRICS) for name in metrics]
-        names = [n for n in METRICS if n in given]
-    if not labelled and (features == "classifier" or impossible & set(names)):
-        what = "features=classifier" if features == "classifier" else sorted(impossible)[0]
-        raise UserError(f"{what}: {run.info.name} has no labels to train a classifier on.")
-    if impossible & set(names):
-        raise UserError("accuracy: the model was trained without labels, so it intends no class.")
-    return names
+
+def true_input(
+    run: runs.Run, upsample: generate.Upsample, batch: int, *, num: int, seed: int,
+    tell: real.Tell, side: int | None = None, other: str | None = None,
+) -> Iterator[tuple[str, generate.Enlarged]]:  # fmt: skip
+    """What a super-resolution run makes of real images: ("held-out" or "training", some of them).
+
+    Of `num` held-out images, whose truth it has not seen; and, if samples are compared with the
+    held-out split, of as many of the training split.
+
+    Args:
+      upsample, batch: as in `generate.enlarged`.
+      num, seed: of `real.part`.
+      side: as in `real.rows`.
+      other: of `real.sides`, which gives it unless it is given.
+    """
+    for name in dict.fromkeys(("held-out", other or real.sides(run)[1])):
+        source, done = real.part(real.source(run, name), num, seed), 0
+        feed = real.rows(run, source, batch=batch, side=side)
+        for some in generate.enlarged(run, feed, upsample, batch):
+            done += len(some.sample)
+            tell(f"samples of {name} images", done, len(source))
+            yield name, some
 
 
 def table(result: dict[str, Any]) -> Any:
@@ -170,6 +167,9 @@ def table(result: dict[str, Any]) -> Any:
     for row in result["metrics"]:
         figures = [number(row[column]) for column in ("value", "floor", "ceiling")]
         made.add_row(row["name"], *figures, row["better"])
+    for row in result.get("pairs", {}).get("rows", ()):
+        enlarged = f"{number(row['enlarged'])} (enlarged)"
+        made.add_row(row["name"], number(row["value"]), "", enlarged, row["better"])
     made.caption = (
         f"{s['num']:,} samples, and {s['floor_images']:,} {s['floor']} images, against "
         f"{s['reference_images']:,} {s['reference']} images; features: {s['features']}; "
@@ -182,90 +182,37 @@ def table(result: dict[str, Any]) -> Any:
     return made
 
 
-def _sides(run: runs.Run) -> tuple[str, str]:
-    """(what samples are compared with, the other real split, whose distance is the floor)."""
-    table = {"test": ("held-out", "training"), "train": ("training", "held-out")}
-    return table[choose("config.evaluation.reference", run.config.evaluation.reference, table)]
-
-
-def _extractor(features: str, run: runs.Run) -> Any:
-    from jdiff.evaluation.features import named
-
-    try:
-        return named(features, tuple(run.info.shape))
-    except FileNotFoundError as error:
-        raise UserError(f"features={features}: {error}") from error
-
-
-def _source(run: runs.Run, split: str) -> Any:
-    from jdiff.data import sources
-
-    c = run.config.data
-    return sources.source(c.name, c[split], c.data_dir)
-
-
-def _batches(run: runs.Run, source: Any, tell: Callable, what: str = "") -> Batches:
-    """(images, labels) of real images, prepared as in training, in order and not mirrored."""
-    from jdiff.data import batches
-
-    c = run.config.data
-    crop = "center" if c.crop == "random" else c.crop
-    feed = batches(
-        source, _BATCH, train=False, crop=crop, size=c.size, shard_index=0, shard_count=1
-    )
-    done = 0
-    for part in feed:
-        tell(what, done, len(source))
-        done += len(part["image"])
-        yield part["image"], part.get("label")
-
-
 def _draw(
-    run: runs.Run, num: int, seed: int, batch: int | None, sampling: Any, tell: Callable
-) -> Batches:
-    labels = generate.in_turn(list(range(run.info.num_classes)), num) if run.null else None
-    done = 0
+    run: runs.Run, num: int, seed: int, batch: int | None, sampling: Any, tell: real.Tell
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Samples and their labels: each label as often; with further conditions, those of images."""
+    told_of = real.told(run)
+    cond: dict[str, np.ndarray] = {}
+    if told_of == ["label"]:
+        cond["label"] = generate.in_turn(list(range(run.info.num_classes)), num)
+    elif told_of:
+        cond = real.all_conditions(run, real.source(run, real.sides(run)[1]), num)
+    done, labels = 0, cond.get("label")
     tell("samples", done, num)
-    for part in generate.images(
-        run, num=num, labels=labels, seed=seed, batch=batch, sampling=sampling
-    ):
+    for part in generate.images(run, num=num, cond=cond, seed=seed, batch=batch, sampling=sampling):
         given = None if labels is None else labels[done : done + len(part)]
         done += len(part)
         tell("samples", done, num)
         yield part, given
 
 
-def _classifier(run: runs.Run, train: Any, seed: int) -> Any:
-    from jdiff.evaluation import classifier
-
-    path = run.workdir / CLASSIFIER
-    parts = list(_batches(run, _part(train, _TAUGHT, seed), lambda *_: None))
-    images, labels = (np.concatenate(column) for column in zip(*parts))
-    with hosts.first_before_others("classifier"):  # who reads what it has written
-        return classifier.train(images, labels, num_classes=run.info.num_classes, path=path)
-
-
-def _divided(extract: Any) -> Any:
-    """The extractor, each process computing its part of every batch."""
-    count = hosts.line().count
-    if count == 1 or extract.name == "pixels":  # which are there already
-        return extract
-    return dataclasses.replace(
-        extract, function=hosts.divided(extract), batch=extract.batch * count
-    )
-
-
 def _judged(
-    run: runs.Run, figures: dict[str, Any], judge: Any, test: Any, num: int, tell: Callable
+    run: runs.Run, figures: dict[str, Any], judge: Any, intended: list[np.ndarray], tell: real.Tell
 ) -> dict[str, Any] | None:
     """How often the classifier finds the intended class, in all and class by class."""
     if "accuracy" not in figures:
         return None
     classes = run.info.num_classes
     names = run.info.label_names or [str(k) for k in range(classes)]
-    drawn = np.bincount(generate.in_turn(list(range(classes)), num), minlength=classes).tolist()
+    drawn = np.bincount(np.concatenate(intended), minlength=classes).tolist()
     shares = figures["accuracy_per_class"]["value"]
-    right = [judge.predict(x) == y for x, y in _batches(run, test, tell, "held-out images")]
+    held_out = real.images(run, real.source(run, "held-out"), tell, "held-out images")
+    right = [judge.predict(x) == y for x, y in held_out]
     return {
         "accuracy": figures["accuracy"]["value"],
         "test_accuracy": float(np.concatenate(right).mean()),
@@ -275,18 +222,6 @@ def _judged(
             for k in range(classes) if drawn[k]
         ],
     }  # fmt: skip
-
-
-def _rows(figures: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for key, (name, better, about) in FIGURES.items():
-        if key in figures:
-            row = {"key": key, "name": name, "better": better, "about": about}
-            row |= {place: _finite(figures[key][place]) for place in ("value", "floor", "ceiling")}
-            if f"{key}_deviation" in figures:
-                row["deviation"] = _finite(figures[f"{key}_deviation"]["value"])
-            rows.append(row)
-    return rows
 
 
 def _write(run: runs.Run, result: dict[str, Any]) -> None:
@@ -300,73 +235,24 @@ def _write(run: runs.Run, result: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def _finite(value: float | None) -> float | None:
-    """A float for JSON; None stands for what could not be measured."""
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _part(source: Any, num: int, seed: int) -> Any:
-    """`num` examples of a source chosen at random, or all: distances depend on the number."""
-    if len(source) <= num:
-        return source
-    picked = np.random.default_rng(seed).choice(len(source), num, replace=False)
-    return _Part(source, np.sort(picked))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """Some examples of a source, as a source."""
-
-    source: Any
-    rows: np.ndarray
-
-    @property
-    def info(self) -> Any:
-        return dataclasses.replace(self.source.info, size=len(self.rows))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.source[int(self.rows[index])]
-
-    def __getitems__(self, indices: Iterable[int]) -> list[dict[str, Any]]:
-        return self.source.__getitems__([int(self.rows[i]) for i in indices])
-
-    def gather(self, indices: Iterable[int]) -> dict[str, Any]:
-        return self.source.gather([int(self.rows[i]) for i in indices])
-
-
-class _Timer:
-    """The seconds that an iterator takes, without those of who consumes it."""
+class Timer:
+    """Seconds that were spent inside it, in all: a context, also around what yields."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
+    def __enter__(self) -> "Timer":
+        self._start = time.monotonic()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.seconds += time.monotonic() - self._start
+
     def around(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        """The same items; the time of who consumes them does not count."""
         while True:
-            start = time.monotonic()
-            item = next(iterator, self)
-            self.seconds += time.monotonic() - start
+            with self:
+                item = next(iterator, self)
             if item is self:
                 return
             yield item
-
-
-@contextlib.contextmanager
-def _told(console: Any) -> Iterator[Callable[..., None]]:
-    """A progress bar that goes when it is over; yields tell(what, done, total)."""
-    if console is None:
-        yield lambda *_: None
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = TextColumn("[bold]evaluate"), BarColumn(), TextColumn("{task.description}")
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def tell(what: str, done: int = 0, total: int | None = None) -> None:
-            text = what if total is None else f"{what} {done:,}/{total:,}"
-            bar.update(task, description=text, completed=done, total=total)
-
-        yield tell

@@ -15,6 +15,7 @@ GAP = 2
 BACKGROUND = 255
 # Enlarged by whole factors until a cell is at least this wide.
 _CELL = 48
+_APART = 10  # pixels more between groups
 _LETTERS = 13  # pixels: the height of a line of captions
 
 
@@ -23,6 +24,7 @@ def grid(
     columns: int | None = None,
     scale: int | None = None,
     captions: Sequence[str] | None = None,
+    group: int = 1,
 ) -> np.ndarray:
     """Images side by side, row by row, as one picture uint8 `[H', W', 3]`.
 
@@ -32,16 +34,18 @@ def grid(
       scale: each pixel becomes scale x scale of them; by default the smallest that makes an image
         48 pixels wide.
       captions: a text below each image.
+      group: so many columns belong together; a wider gap is left between groups.
 
     Raises:
-      UserError: images of another shape, columns or scale below 1, or captions of another number.
+      UserError: images of another shape, columns, scale or group below 1, or captions of another
+        number.
     """
     images = np.asarray(images)
     if images.ndim != 4 or not len(images) or images.shape[-1] not in (1, 3):
         raise UserError(
             f"pictures: images are [N, H, W, 1 or 3] with N at least 1, given {images.shape}."
         )
-    for name, value in {"columns": columns, "scale": scale}.items():
+    for name, value in {"columns": columns, "scale": scale, "group": group}.items():
         if value is not None and value < 1:
             raise UserError(f"pictures: {name}={value} given; it is at least 1.")
     if captions is not None and len(captions) != len(images):
@@ -59,14 +63,25 @@ def grid(
     step_x = width * scale + GAP
     step_y = height * scale + GAP + (_LETTERS if captions is not None else 0)
     rows = -(-count // columns)
-    canvas = np.full((rows * step_y + GAP, columns * step_x + GAP, 3), BACKGROUND, np.uint8)
-    corners = [(GAP + n // columns * step_y, GAP + n % columns * step_x) for n in range(count)]
+    apart = [_APART * (group > 1) * (x // group) for x in range(columns)]
+    width_x = columns * step_x + apart[-1] + GAP
+    canvas = np.full((rows * step_y + GAP, width_x, 3), BACKGROUND, np.uint8)
+    places = [divmod(n, columns) for n in range(count)]
+    corners = [(GAP + y * step_y, GAP + x * step_x + apart[x]) for y, x in places]
     for image, (y, x) in zip(images, corners):
         canvas[y : y + height * scale, x : x + width * scale] = image
     if captions is None:
         return canvas
     below = [(y + height * scale, x + width * scale // 2) for y, x in corners]
     return _write_captions(canvas, captions, below, width * scale)
+
+
+def at_size(images: Any, height: int, width: int) -> np.ndarray:
+    """Images `[N, h, w, C]` as `[N, height, width, C]`: each pixel is the nearest one."""
+    images = np.asarray(images)
+    rows = np.arange(height) * images.shape[1] // height
+    columns = np.arange(width) * images.shape[2] // width
+    return images[:, rows][:, :, columns]
 
 
 def save(path: str | os.PathLike, image: Any) -> pathlib.Path:

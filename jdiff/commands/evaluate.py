@@ -3,21 +3,28 @@
 import argparse
 from typing import Any
 
+from jdiff.commands import cascades, stages
 from jdiff.commands.many import add_hosts, joined
 from jdiff.commands.options import add_sampling, add_workdir, choices, whole
 
-SUMMARY = "measure a run's samples against held-out images"
+SUMMARY = "measure the samples of a run or a cascade against held-out images"
 DESCRIPTION = """\
 Draws images from the model of a run, as many of each class, and compares them with the held-out
 split (config.evaluation.reference: "train" compares with the training split, as papers' FID does).
 Each figure stands between that of the other real split (as good as real images are: the floor of a
 distance) and that of noise (the ceiling). The result is written to evaluation.json in the run
-directory, and `jdiff report` shows it."""
+directory, and `jdiff report` shows it.
+
+The run of a super-resolution stage is given real images made smaller (true input); PSNR and SSIM
+against the truth are measured too, on held-out images. Of a cascade's folder, every stage is
+measured twice, from true input and from what the stages before it generate; the gap is the
+compounding error. That goes to evaluation.json in the folder of the cascade, with pictures."""
 EXAMPLES = """\
 examples:
   jdiff evaluate --workdir=runs/digits
   jdiff evaluate --workdir=runs/digits --num=2000 --guidance_scale=1.5 --solver=dpmpp_2m --steps=20
   jdiff evaluate --workdir=runs/digits --ema=params --metrics=frechet,precision_recall
+  jdiff evaluate --workdir=runs/cdm --stage=1 --aug_level=0.1
 
 metrics (all unless --metrics names some):
   frechet           Frechet distance between Gaussians fitted to features (FID for inception)
@@ -57,10 +64,13 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, console: Any) -> int:
     from jdiff import assess, cache, runs
 
+    if stages.folder(args.workdir):
+        return cascades.evaluate(args, console)
     config = runs.read_config(args.workdir)
+    stages.of_run(args, config)
     cache.enable(config.compile_cache, config.cache_dir)
     chosen = choices(args, config)
-    metrics = args.metrics and [part.strip() for part in args.metrics.split(",")]
+    metrics = args.metrics and cascades.named(args.metrics)
     opened = runs.load_run(args.workdir, ema=args.ema, step=args.step, mesh=args.mesh)
     figures = assess.assess(
         opened, num=args.num, seed=args.seed, batch=args.batch, sampling=chosen,

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from jdiff.commands.stages import PerStage, add_stage
 from jdiff.errors import UserError
 
 #: Written out, so that --help need not import jax. docs/solvers.md has orders and sources.
@@ -29,14 +30,14 @@ def add_workdir(parser: argparse.ArgumentParser) -> None:
     """--workdir of a command that reads a run."""
     parser.add_argument(
         "--workdir", type=pathlib.Path, required=True, metavar="DIR",
-        help="the run directory, which `jdiff train` wrote",
+        help="the run directory, or the folder of a cascade, which `jdiff train` wrote",
     )  # fmt: skip
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """The options that choose weights, solver, grid and guidance."""
     weights = parser.add_argument_group("weights")
-    weights.add_argument(
+    PerStage(weights).add_argument(
         "--ema", metavar="NAME",
         help="which average of the weights, by its name in the config (config.ema); `params` for "
         "the weights themselves (default: the config's, config.sampling.ema)",
@@ -50,9 +51,10 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         help="over how many devices what is split, e.g. fsdp=4,data=2; -1 for what the others "
         "leave (default: the config's, config.mesh, as far as the devices at hand allow)",
     )  # fmt: skip
-    group = parser.add_argument_group(
+    sampler = parser.add_argument_group(
         "sampler", "What is not given is as in the config of the run (config.sampling)."
     )
+    group = PerStage(sampler)
     group.add_argument("--solver", metavar="NAME", help=SOLVERS)
     group.add_argument(
         "--solver_args", type=assignments, metavar="A=X,...",
@@ -82,10 +84,30 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "option has no value)",
     )  # fmt: skip
     group.add_argument(
+        "--threshold", choices=("static", "dynamic", "none"), metavar="NAME",
+        help="keep each predicted image in its range: static (clipped), dynamic (clipped at a "
+        "quantile of its own pixels and scaled back), or none",
+    )  # fmt: skip
+    group.add_argument(
+        "--threshold_args", type=assignments, metavar="A=X,...",
+        help="numbers of the threshold, e.g. quantile=0.995 (dynamic)",
+    )  # fmt: skip
+    group.add_argument(
+        "--aug_level", type=number(0), metavar="L",
+        help="of a super-resolution stage: how strongly its low-resolution input is augmented, in "
+        "the units of the augmentation (gaussian: a time of its schedule); 0 leaves it as it is",
+    )  # fmt: skip
+    group.add_argument(
+        "--truncate", type=truth, metavar="yes|no",
+        help="of a super-resolution stage: the stage before stops at that level, in place of "
+        "noise being added to its image",
+    )  # fmt: skip
+    add_stage(sampler)
+    sampler.add_argument(
         "--batch", type=whole(1), metavar="B",
         help="images at a time; changes speed and memory, never the images",
     )  # fmt: skip
-    group.add_argument(
+    sampler.add_argument(
         "--seed", type=whole(0), default=0, metavar="S",
         help="image i depends on the seed, i and its label alone (default: %(default)s)",
     )  # fmt: skip
@@ -122,7 +144,25 @@ def choices(args: argparse.Namespace, config: Any) -> dict[str, Any]:
         guide["rescale"] = args.rescale
     if guide:
         chosen["guidance"] = guide
+    if args.threshold is not None or args.threshold_args:
+        chosen["threshold"] = _threshold(args, config.sampling.threshold)
+    if args.aug_level is not None:
+        chosen["aug_level"] = args.aug_level
+    if args.truncate is not None:
+        chosen["truncate"] = args.truncate
     return chosen
+
+
+def _threshold(args: argparse.Namespace, before: Any) -> dict[str, Any] | None:
+    """The section of --threshold and --threshold_args over that of the config."""
+    before = {"name": before} if isinstance(before, str) else dict(before or {"name": "none"})
+    name = args.threshold or before["name"]
+    if name != "none":
+        kept = before if name == before["name"] else {"name": name}
+        return {**kept, **(args.threshold_args or {})}
+    if args.threshold_args:
+        raise UserError("--threshold_args: there is no threshold; give --threshold=dynamic too.")
+    return None
 
 
 def whole(low: int) -> Callable[[str], int]:
@@ -154,6 +194,14 @@ def number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], fl
         return value
 
     return read
+
+
+def truth(text: str) -> bool:
+    """Reads yes or no."""
+    found = {"yes": True, "true": True, "no": False, "false": False}.get(text.lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} given; yes or no is needed")
+    return found
 
 
 def interval(text: str) -> tuple[float, float] | tuple[()]:

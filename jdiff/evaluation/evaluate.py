@@ -8,7 +8,7 @@ ceiling). Images stream through once; only statistics and a bounded sample of fe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -58,6 +58,56 @@ class Summary:
     labelled: np.ndarray | None = None
 
 
+class Summarizer:
+    """Makes a `Summary` of images that come a batch at a time, as several sets may at once."""
+
+    def __init__(
+        self, features: Extractor, probabilities: Callable[[np.ndarray], np.ndarray] | None = None,
+        *, shape: tuple[int, int, int] | None = None, keep: int = KEEP, seed: int = 0,
+    ):  # fmt: skip
+        """See `summarize`."""
+        self._features, self._probabilities, self._shape = features, probabilities, shape
+        self._rng = np.random.default_rng(seed)
+        self._kept, self._flat = _Reservoir(keep), _Reservoir(keep)
+        self._moments = self._classes = self._tally = self._space = None
+
+    def add(self, images: np.ndarray, labels: np.ndarray | None = None) -> None:
+        """Takes uint8 images `[B, H, W, C]` in, and their int labels `[B]` if they have some.
+
+        Raises ValueError for images that are not uint8 or differ in shape, labels out of range, or
+        features that are not finite.
+        """
+        images = check_images(images)
+        if not len(images):
+            return
+        self._shape = shape = tuple(self._shape or images.shape[1:])
+        if images.shape[1:] != shape:
+            raise ValueError(f"images {images.shape[1:]} among, or compared with, images {shape}")
+        self._space = self._space or pixels(shape)
+        rows = check_features(self._features(images), f"features {self._features.name!r}")
+        self._moments = _sum(self._moments, Moments.of(rows))
+        places = self._kept.places(len(rows), self._rng)
+        self._kept.put(rows, places)
+        self._flat.put(self._space(images), places)
+        if self._probabilities is None:
+            return
+        p = np.asarray(self._probabilities(images))
+        self._classes = _sum(self._classes, distances.ClassStatistics.of(p))
+        if labels is not None:
+            self._tally = _sum(self._tally, _tally(p, np.asarray(labels)))
+
+    def summary(self) -> Summary:
+        """Of all that was taken in. Raises ValueError for fewer than two images."""
+        moments = self._moments
+        if moments is None or moments.count < 2:
+            raise ValueError(f"at least 2 images are needed, got {moments.count if moments else 0}")
+        hits, labelled = (None, None) if self._tally is None else self._tally
+        return Summary(
+            self._features.name, self._shape, moments, self._kept.rows, self._flat.rows,
+            self._classes, hits, labelled,
+        )  # fmt: skip
+
+
 def summarize(
     batches: Batches,
     features: Extractor,
@@ -73,37 +123,10 @@ def summarize(
     image has to have, by default that of the first. Raises ValueError for fewer than
     two images, images that are not uint8, labels out of range, or features that are not finite.
     """
-    rng = np.random.default_rng(seed)
-    moments, classes, tally = None, None, None
-    kept, flat, space = _Reservoir(keep), _Reservoir(keep), None
+    made = Summarizer(features, probabilities, shape=shape, keep=keep, seed=seed)
     for images, labels in batches:
-        images = check_images(images)
-        if not len(images):
-            continue
-        shape = shape or images.shape[1:]
-        if images.shape[1:] != tuple(shape):
-            raise ValueError(f"images {images.shape[1:]} among, or compared with, images {shape}")
-        space = space or pixels(shape)
-        rows = check_features(features(images), f"features {features.name!r}")
-        part = Moments.of(rows)
-        moments = part if moments is None else moments + part
-        places = kept.places(len(rows), rng)
-        kept.put(rows, places)
-        flat.put(space(images), places)
-        if probabilities is None:
-            continue
-        p = np.asarray(probabilities(images))
-        part = distances.ClassStatistics.of(p)
-        classes = part if classes is None else classes + part
-        if labels is not None:
-            counted = _tally(p, np.asarray(labels))
-            tally = counted if tally is None else tally + counted
-    if moments is None or moments.count < 2:
-        raise ValueError(f"at least 2 images are needed, got {moments.count if moments else 0}")
-    hits, labelled = (None, None) if tally is None else tally
-    return Summary(
-        features.name, tuple(shape), moments, kept.rows, flat.rows, classes, hits, labelled
-    )
+        made.add(images, labels)
+    return made.summary()
 
 
 def compare(
@@ -188,16 +211,29 @@ def evaluate(
         sets["floor"] = summary(training)
     if noise:
         sets["ceiling"] = summary(noise_batches(drawn.shape, drawn.moments.count, seed=seed))
-    figures = {name: compare(s, held_out, metrics, seed=seed) for name, s in sets.items()}
-    table = {
-        name: {place: figures.get(place, {}).get(name) for place in ("value", "floor", "ceiling")}
-        for name in figures["value"]
-    }
     return {
         "features": features.name,
         "num": drawn.moments.count,
         "num_reference": held_out.moments.count,
-        "metrics": table,
+        "metrics": side_by_side(sets, held_out, metrics, seed=seed),
+    }
+
+
+def side_by_side(
+    sets: Mapping[str, Summary], reference: Summary, metrics: Iterable[str] = METRICS, *,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """{name of the metric: {name of the set: its figure against `reference`}}.
+
+    The metrics are those of the set "value"; a further set has None where it has no figure, and so
+    has "floor" or "ceiling" if there is no such set.
+    """
+    metrics = check_metrics(metrics)
+    figures = {name: compare(s, reference, metrics, seed=seed) for name, s in sets.items()}
+    places = list(dict.fromkeys(["value", "floor", "ceiling", *sets]))
+    return {
+        name: {place: figures.get(place, {}).get(name) for place in places}
+        for name in figures["value"]
     }
 
 
@@ -218,6 +254,10 @@ def noise_batches(
 def check_metrics(names: Iterable[str]) -> tuple[str, ...]:
     """The names as a tuple, if all are known; raises UserError with the nearest one otherwise."""
     return tuple(choose("metric", name, METRICS) for name in names)
+
+
+def _sum(a: Any, b: Any) -> Any:
+    return b if a is None else a + b
 
 
 def _tally(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

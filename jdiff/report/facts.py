@@ -83,16 +83,21 @@ def gather(workdir: str | pathlib.Path) -> Facts:
     return Facts(
         workdir=workdir,
         config=list(fields(config)),
-        run=_json(workdir / "run.json") or {},
+        run=json_object(workdir / "run.json") or {},
         lines=_training(lines),
         pictures=_pictures(workdir / "samples"),
-        evaluation=_json(workdir / "evaluation.json"),
+        evaluation=json_object(workdir / "evaluation.json"),
         spent=_spent(lines),
-        trace=_json(workdir / "profile" / "summary.json"),
+        trace=json_object(workdir / "profile" / "summary.json"),
     )
 
 
-def _json(path: pathlib.Path) -> dict[str, Any] | None:
+def json_object(path: pathlib.Path) -> dict[str, Any] | None:
+    """What a JSON file holds; None if it is not there.
+
+    Raises:
+      UserError: it is damaged.
+    """
     if not path.is_file():
         return None
     try:
@@ -145,7 +150,12 @@ def _pictures(folder: pathlib.Path) -> list[Picture]:
 
 
 def _picture(file: pathlib.Path) -> Picture:
+    return png(file, int(file.stem.removeprefix("step_")))
+
+
+def png(file: pathlib.Path, step: int = 0) -> Picture:
+    """A PNG file as it stands in a page."""
     data = file.read_bytes()
     width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))  # the IHDR chunk
     uri = "data:image/png;base64," + base64.b64encode(data).decode()
-    return Picture(int(file.stem.removeprefix("step_")), uri, width, height)
+    return Picture(step, uri, width, height)

@@ -20,6 +20,12 @@ def number(value: float | int | None, digits: int = 3) -> str:
     return f"{value:,.{max(0, digits - 1 - size)}f}".replace("-", "−")
 
 
+def signed(value: float | None) -> str:
+    """A difference as `number`, with its sign: +1.20, −0.35, 0."""
+    text = number(value)
+    return f"+{text}" if value is not None and value > 0 else text
+
+
 def percent(share: float | None) -> str:
     """A share as 97.3 %; 100 % only for all of it."""
     if share is None or math.isnan(share):

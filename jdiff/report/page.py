@@ -3,18 +3,15 @@
 import datetime
 import json
 import math
-import os
 import pathlib
 import shlex
 from typing import Any
 
-from jdiff.errors import UserError
-from jdiff.report import charts
+from jdiff.report import charts, files
 from jdiff.report.facts import Facts, gather
 from jdiff.report.figures import duration, number, percent
 from jdiff.report.timing import timing
 
-_HERE = pathlib.Path(__file__).parent
 # Squared distances are drawn on a root scale: their noise is thousands of times their floor.
 _SQUARED = ("frechet", "kernel")
 _BARS = 20  # classes drawn; of more, the lowest
@@ -30,16 +27,8 @@ def write(workdir: str | pathlib.Path, out: str | pathlib.Path | None = None) ->
     Raises:
       UserError: `workdir` is not a run directory, or the file cannot be written.
     """
-    text = render(workdir)
     path = pathlib.Path(out) if out else pathlib.Path(workdir) / "report.html"
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
-    return path
+    return files.save(path, render(workdir))
 
 
 def render(workdir: str | pathlib.Path) -> str:
@@ -48,30 +37,21 @@ def render(workdir: str | pathlib.Path) -> str:
     Raises:
       UserError: `workdir` is not a run directory.
     """
-    import jinja2
-    import markupsafe
-
     facts = gather(workdir)
-    read = lambda name: (_HERE / name).read_text()
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    return environment.get_template("page.html.j2").render(
-        style=markupsafe.Markup(read("page.css")),
-        script=markupsafe.Markup(read("page.js") + read("config.js")),
+    return files.page(
+        "page.html.j2", ("page.css",), ("page.js", "config.js"),
         title=_title(facts),
         subtitle=_subtitle(facts),
         state=_OPEN_STATES.get(facts.run.get("state"), "not begun"),
         cards=_cards(facts),
         pictures=facts.pictures,
-        charts=[{**c, "svg": markupsafe.Markup(c["svg"])} for c in _charts(facts)],
+        charts=files.svg(_charts(facts)),
         evaluation=facts.evaluation and _evaluation(facts.evaluation),
         timing=timing(facts),
         commands=_commands(facts),
         config=[(name, _value(value)) for name, value in facts.config],
         environment=_environment(facts),
-    )
+    )  # fmt: skip
 
 
 def _title(facts: Facts) -> str:
@@ -113,8 +93,8 @@ def _cards(facts: Facts) -> list[dict[str, str]]:
         add("Images a second", number(round(_median(rates))), _speed_note(facts))
     parameters = facts.run.get("parameters", facts.run.get("params"))
     if parameters:
-        add("Parameters", _millions(parameters))
-    seconds = _seconds(facts)
+        add("Parameters", millions(parameters))
+    seconds = seconds_of(facts)
     if seconds is not None:
         add("Wall time", duration(seconds), _device(facts))
     return cards
@@ -175,7 +155,7 @@ def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
             "value": number(metric["value"]),
             "exact": repr(metric["value"]),
             "floor": number(metric.get("floor")), "ceiling": number(metric.get("ceiling")),
-            "fill": _fill(metric),
+            "fill": fill(metric),
         })  # fmt: skip
     classifier = evaluation.get("classifier")
     classes, left_out = [], 0
@@ -197,12 +177,13 @@ def _evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
             "accuracy": percent(classifier["accuracy"]),
             "test_accuracy": percent(classifier["test_accuracy"]),
         },
+        "pairs": pairs(evaluation.get("pairs")),
         "classes": classes,
         "left_out": left_out,
     }  # fmt: skip
 
 
-def _fill(metric: dict[str, Any]) -> str | None:
+def fill(metric: dict[str, Any]) -> str | None:
     """How far from noise (0) to the training split (100) the value lies, as a CSS number."""
     value, best, worst = metric["value"], metric.get("floor"), metric.get("ceiling")
     if None in (value, best, worst):
@@ -214,12 +195,40 @@ def _fill(metric: dict[str, Any]) -> str | None:
     return f"{100 * min(1.0, max(0.0, (value - worst) / (best - worst))):.2f}"
 
 
+def pairs(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The figures of samples against their truth, for the template."""
+    if not found:
+        return None
+    rows = [
+        {"name": row["name"], "about": row["about"], "value": number(row["value"]),
+         "exact": repr(row["value"]), "enlarged": number(row["enlarged"])}
+        for row in found["rows"]
+    ]  # fmt: skip
+    note = (
+        f"Means over {found['num']:,} held-out images, made smaller and enlarged. A blurred image "
+        f"may be nearer to the truth than a sharp one. SSIM's window: {found['window']} pixels."
+    )
+    return {"rows": rows, "note": note}
+
+
 def _sentence(evaluation: dict[str, Any]) -> str:
     """How the evaluated samples were drawn, in words."""
     s = evaluation.get("settings", {})
     words = [f"{number(s.get('num'))} samples"]
     if "reference" in s:
         words.append(f"against {number(s['reference_images'])} {s['reference']} images")
+    words += sampled(s)
+    if "features" in s:
+        words.append(f"features: {s['features']}")
+    if "seed" in s:
+        words.append(f"seed {s['seed']}")
+    seconds = evaluation.get("seconds", {}).get("total")
+    return " · ".join(words) + (f" · {duration(seconds)}" if seconds is not None else "")
+
+
+def sampled(s: dict[str, Any]) -> list[str]:
+    """Checkpoint, weights, solver, grid, guidance and level of samples, in words."""
+    words = []
     if "step" in s:
         words.append(f"checkpoint {number(s['step'])}")
     if "ema" in s:
@@ -232,12 +241,11 @@ def _sentence(evaluation: dict[str, Any]) -> str:
             words.append(f"{s[part].get('name')}{more}{steps}")
     if s.get("guidance"):
         words.append(f"guidance scale {s['guidance'].get('scale'):g}")
-    if "features" in s:
-        words.append(f"features: {s['features']}")
-    if "seed" in s:
-        words.append(f"seed {s['seed']}")
-    seconds = evaluation.get("seconds", {}).get("total")
-    return " · ".join(words) + (f" · {duration(seconds)}" if seconds is not None else "")
+    if s.get("aug_level") is not None:
+        words.append(f"input augmented, level {s['aug_level']}")
+    if s.get("truncate"):
+        words.append("truncated")
+    return words
 
 
 def _commands(facts: Facts) -> list[dict[str, str]]:
@@ -281,8 +289,8 @@ def _environment(facts: Facts) -> list[tuple[str, str]]:
         rows.append(("operations a second of a device", f"{peak:.4g} at best" if peak else unknown))
     if run.get("started"):
         rows.append(("started", _date(run["started"])))
-    if _seconds(facts) is not None:
-        rows.append(("wall time", duration(_seconds(facts))))
+    if seconds_of(facts) is not None:
+        rows.append(("wall time", duration(seconds_of(facts))))
     rows += [(name, str(version)) for name, version in run.get("versions", {}).items()]
     rows.append(("run directory", str(facts.workdir)))
     return rows
@@ -295,7 +303,7 @@ def _date(started: Any) -> str:
     return moment.strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _seconds(facts: Facts) -> float | None:
+def seconds_of(facts: Facts) -> float | None:
     """The run's wall time; while it goes on, up to its last line."""
     known = facts.run.get("wall_seconds")
     if known is None and facts.lines:
@@ -310,7 +318,8 @@ def _device(facts: Facts) -> str:
     return ", ".join(f"{n} × {kind}" if n > 1 else kind for kind, n in kinds.items())
 
 
-def _millions(count: int) -> str:
+def millions(count: int) -> str:
+    """A number of parameters."""
     return f"{number(count / 1e6)} M" if count >= 1e6 else number(count)
 
 

@@ -7,13 +7,11 @@ import pathlib
 import shlex
 from typing import Any
 
-from jdiff.errors import UserError
-from jdiff.report import sweep_charts
+from jdiff.report import files, sweep_charts
 from jdiff.report.figures import duration, number
 from jdiff.report.seeds import Spread
 from jdiff.report.sweep_facts import LOSS, SEED, Group, Row, SweepFacts, gather_sweep
 
-_HERE = pathlib.Path(__file__).parent
 _PICTURES = 24_000_000  # bytes of pictures that a page may have
 
 
@@ -33,15 +31,7 @@ def write_sweep(
     texts = {page: render_sweep(facts, page.parent), page.with_suffix(".csv"): points_csv(facts)}
     if facts.seeded:
         texts[page.with_name(f"{page.stem}_seeds.csv")] = seeds_csv(facts)
-    for path, text in texts.items():
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            partial.write_text(text, encoding="utf-8", newline="")
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise UserError(f"{path} cannot be written: {error.strerror}.") from error
-    return list(texts)
+    return [files.save(path, text) for path, text in texts.items()]
 
 
 def points_csv(facts: SweepFacts) -> str:
@@ -82,19 +72,10 @@ def render_sweep(facts: SweepFacts, beside: pathlib.Path) -> str:
     Args:
       beside: the folder in which it is to lie, for links to the reports of the points.
     """
-    import jinja2
-    import markupsafe
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    read = lambda name: (_HERE / name).read_text()
     colours = _colours(facts)
     pictures, left_out = _pictures(facts)
-    return environment.get_template("sweep.html.j2").render(
-        style=markupsafe.Markup(read("page.css") + read("sweep.css")),
-        script=markupsafe.Markup(read("sweep.js") + read("config.js")),
+    return files.page(
+        "sweep.html.j2", ("page.css", "sweep.css"), ("sweep.js", "config.js"),
         title=facts.folder.absolute().name,
         subtitle=_subtitle(facts),
         states=_states(facts),
@@ -105,13 +86,13 @@ def render_sweep(facts: SweepFacts, beside: pathlib.Path) -> str:
         metrics=facts.metrics,
         groups=[_group(facts, group, colours, beside) for group in facts.groups],
         uneven=facts.uneven,
-        charts=[{**c, "svg": markupsafe.Markup(c["svg"])} for c in _charts(facts, colours)],
+        charts=files.svg(_charts(facts, colours)),
         legend=[(_label(facts, g.overrides), colours[id(g)]) for g in _in_order(facts)],
         pictures=pictures,
         left_out=left_out,
         commands=_commands(facts),
         config=[(name, "None" if value is None else str(value)) for name, value in facts.common],
-    )
+    )  # fmt: skip
 
 
 def _states(facts: SweepFacts) -> list[tuple[str, int]]:
