@@ -54,6 +54,25 @@ def test_columns_by_default_make_a_square(count, columns):
     assert picture.shape[1] == columns * (48 + GAP) + GAP
 
 
+def test_groups_stand_apart():
+    images = np.random.default_rng(0).integers(0, 200, (12, 4, 4, 1)).astype(np.uint8)
+    plain = pictures.grid(images, columns=6, scale=2)
+    apart = pictures.grid(images, columns=6, scale=2, group=3)
+    wide = plain.shape[1] // 2 + GAP // 2  # the first three columns and the gap after them
+    np.testing.assert_array_equal(apart[:, :wide], plain[:, :wide])
+    np.testing.assert_array_equal(apart[:, wide - plain.shape[1] :], plain[:, wide:])
+    between = apart[:, wide : wide + apart.shape[1] - plain.shape[1]]
+    assert between.shape[1] > GAP and (between == pictures.BACKGROUND).all()
+
+
+def test_another_size_takes_the_nearest_pixel():
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3)).astype(np.uint8)
+    larger = pictures.at_size(images, 12, 12)
+    np.testing.assert_array_equal(larger, images.repeat(3, 1).repeat(2, 2))
+    np.testing.assert_array_equal(pictures.at_size(larger, 4, 6), images)
+    assert pictures.at_size(images, 5, 5).shape == (2, 5, 5, 3)
+
+
 def test_captions_leave_the_images_alone():
     images = np.full((4, 8, 8, 1), 7, np.uint8)
     plain = pictures.grid(images, columns=2)

@@ -261,6 +261,7 @@ def test_numbers(value, text):
 
 
 def test_only_all_is_100_percent():
+    assert [figures.signed(x) for x in (1.25, -0.5, 0.0, None)] == ["+1.25", "−0.500", "0", "–"]
     assert figures.percent(1.0) == "100 %"
     assert figures.percent(0.99999) == "99.9 %"
     assert figures.percent(0.955) == "95.5 %"
