@@ -36,13 +36,21 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Sweep", "UserError", "bound", "cascades", "couplings", "denoisers", "distributions", "grids",
-    "guidance", "interpolants", "invert", "likelihood", "load_run", "losses", "noise", "operators",
-    "predictions", "presets", "sample", "schedules", "solvers", "stream", "sweep", "weightings",
+    "guidance", "interpolants", "invert", "likelihood", "load_cascade", "load_run", "losses",
+    "noise", "operators", "predictions", "presets", "sample", "schedules", "solvers", "stream",
+    "sweep", "weightings",
 ]  # fmt: skip
 
 
 def load_run(workdir: str, **options: Any) -> Any:
     """Opens a run directory: see `jdiff.runs.load_run`, imported when it is called."""
     from jdiff.runs import load_run as load
+
+    return load(workdir, **options)
+
+
+def load_cascade(workdir: str, **options: Any) -> Any:
+    """Opens a cascade's folder: see `jdiff.staged.load_cascade`, imported when it is called."""
+    from jdiff.staged import load_cascade as load
 
     return load(workdir, **options)

@@ -5,14 +5,16 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import optax
 
-from jdiff import couplings, grids, guidance, parallel, schedules, solvers
+from jdiff import couplings, grids, guidance, parallel, schedules, solvers, super_resolution
 from jdiff.conditioning import drop
+from jdiff.data import conditions
 from jdiff.defaults import defaults as defaults
 from jdiff.denoisers import Network, network
 from jdiff.errors import UserError, accepted, call, choose
@@ -28,6 +30,9 @@ from jdiff.pytree import Array, PyTree, is_concrete
 from jdiff.solvers.few_step import FlowMap
 from jdiff.training import ema, optimizers
 from jdiff.training.step import State
+
+# Entry of cond -> the model's field that has its width.
+_WIDTHS = {"text": "text_width", "pooled": "pooled_width"}
 
 #: What draws samples: (guided denoiser, solver, times).
 Sampler = tuple[Any, solvers.Solver, Array]
@@ -49,8 +54,10 @@ class Experiment(NamedTuple):
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
     averages: dict[str, ema.Average]
-    null: dict[str, int]
+    null: dict[str, float]
+    told: tuple[str, ...]  # entries of cond that a batch of the data holds
     layout: Layout | None
+    low_res: Any  # the `cascades.LowRes` of a super-resolution stage, else None
 
     def init(self, key: Array) -> PyTree:
         """Fresh parameters."""
@@ -73,10 +80,17 @@ class Experiment(NamedTuple):
         """The denoiser with these weights."""
         return network(self.apply, params, self.schedule, self.parameterization)
 
+    def cond(self, batch: dict[str, Array]) -> dict[str, Array]:
+        """What the network is told of a batch of the data; floats of any precision as float32."""
+        given = {name: batch[name] for name in self.told}
+        is_float = lambda a: jax.numpy.issubdtype(a.dtype, jax.numpy.floating)
+        return {k: a.astype("float32") if is_float(a) else a for k, a in given.items()}
+
     def loss(
         self, params: PyTree, key: Array, batch: dict[str, Array], state: State | None = None
     ) -> Array:
-        """The training loss `[B]` of a batch {"image": uint8 `[B, H, W, C]`, "label": `[B]`}.
+        """The training loss `[B]` of a batch {"image": uint8 `[B, H, W, C]`, "label": `[B]`}
+        and what config.data.conditions names.
 
         Of the arguments of the loss that config.loss.name names, those called as an entry of
         `given` below are given by training. `state` is the training's, for losses that make their
@@ -84,9 +98,12 @@ class Experiment(NamedTuple):
         """
         key_loss, key_drop, key_dropout = jax.random.split(key, 3)
         x0 = to_float(batch["image"])
-        cond = {name: batch[name] for name in self.null}
+        cond = self.cond(batch)
         if self.null and self.config.loss.null_rate:
             cond = drop(key_drop, cond, self.null, self.config.loss.null_rate)
+        if self.low_res is not None:
+            x0, small = self.low_res.training(jax.random.fold_in(key, 2), x0)
+            cond |= small
         given = {"dropout_key": key_dropout, "null": self.null}
         if self.coupling is not None:
             key_eps, key_pair = jax.random.split(jax.random.fold_in(key, 1))
@@ -124,7 +141,10 @@ def build(
     from jdiff import models
 
     schedule = call("config.schedule", schedules.BY_NAME, config.schedule)
-    construct = _model(config, info)
+    null = {"label": info.num_classes} if _classes(config, info) else {}
+    null |= conditions.null(conditions.named(config.data.conditions, info))
+    low_res = super_resolution.low_res(config, info)
+    construct = _model(config, info, low_res)
     try:
         apply, _ = models.abstract(construct)
     except ValueError as error:
@@ -152,8 +172,10 @@ def build(
         optimizer=optimizer,
         learning_rate=learning_rate,
         averages=ema.build(config.ema, config.train.batch_size),
-        null={"label": info.num_classes} if _classes(config, info) else {},
+        null=null,
+        told=tuple(dict.fromkeys((*null, *config.data.conditions))),
         layout=layout,
+        low_res=low_res,
     )
 
 
@@ -214,12 +236,27 @@ def check(exp: Experiment, info: Any) -> None:
 
     x = jax.ShapeDtypeStruct((2, *info.shape), "float32")
     t = jax.ShapeDtypeStruct((2,), "float32")
-    cond = {name: jax.ShapeDtypeStruct((2,), "int32") for name in exp.null}
+    cond = {"label": jax.ShapeDtypeStruct((2,), "int32")} if "label" in exp.null else {}
+    for field in conditions.named(exp.config.data.conditions, info):
+        dtype = "bool" if field.dtype == "bool" else "float32"
+        cond[field.name] = jax.ShapeDtypeStruct((2, *field.shape), dtype)
     cond |= {name.removeprefix("t-"): t for name in exp.config.model.get("scalars", ())}
+    if exp.low_res is not None:
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        cond |= jax.eval_shape(exp.low_res.training, key, x)[1]
     try:
-        out = jax.eval_shape(exp.apply, models.abstract(exp.build)[1], x, t, cond)
+        traced, out = jax.make_jaxpr(exp.apply, return_shape=True)(
+            models.abstract(exp.build)[1], x, t, cond
+        )
     except ValueError as error:
         raise UserError(f"config.model does not fit the data {info.name}: {error}") from error
+    used = {id(v) for step in traced.jaxpr.eqns for v in step.invars}
+    for name, v in zip(sorted(cond), traced.jaxpr.invars[-len(cond) :]):
+        if name in exp.config.data.conditions and id(v) not in used:
+            raise UserError(
+                f"config.data.conditions: the network {exp.config.model.name!r} of config.model "
+                f"takes no {name!r}."
+            )
     twice = exp.parameterization.variance != "fixed"
     wanted = (*info.shape[:-1], info.shape[-1] * (1 + twice))
     if out.shape[1:] != wanted:
@@ -244,7 +281,7 @@ def prepared(info: Any, config: Any) -> Any:
     return info
 
 
-def sampler(config: ml_collections.ConfigDict, denoiser: Any, null: dict[str, int]) -> Sampler:
+def sampler(config: ml_collections.ConfigDict, denoiser: Any, null: dict[str, float]) -> Sampler:
     """(guided denoiser, solver, times) of `config.sampling`.
 
     Raises:
@@ -269,21 +306,21 @@ def sampler(config: ml_collections.ConfigDict, denoiser: Any, null: dict[str, in
             "is sampled by 'flow_map', and no other network is."
         )
 
-    if c.threshold is not None:
-        table = {"static": guidance.static_threshold, "dynamic": guidance.dynamic_threshold}
-        kind = choose("config.sampling.threshold", c.threshold, table)
     if c.guidance.scale != 1.0:
         if not null:
             raise UserError(
                 f"config.sampling.guidance.scale={c.guidance.scale}: the model was trained without "
-                "labels, so there is nothing to guide; give 1."
+                "labels or further conditions, so there is nothing to guide; give 1."
             )
         denoiser = guidance.cfg(
             denoiser, c.guidance.scale, null, interval=c.guidance.interval and
             tuple(c.guidance.interval), rescale=c.guidance.rescale,
         )  # fmt: skip
     if c.threshold is not None:
-        denoiser = table[kind](denoiser)
+        known = {"static": guidance.static_threshold, "dynamic": guidance.dynamic_threshold}
+        given = {"name": c.threshold} if isinstance(c.threshold, str) else c.threshold
+        made = {name: partial(threshold, denoiser) for name, threshold in known.items()}
+        denoiser = call("config.sampling.threshold", made, given)
     return denoiser, solver, times
 
 
@@ -292,8 +329,8 @@ def to_float(images: Array) -> Array:
     return images.astype("float32") / 127.5 - 1.0
 
 
-def _model(config: ml_collections.ConfigDict, info: Any) -> Any:
-    """rngs -> module, with the sizes that the data fixes filled in."""
+def _model(config: ml_collections.ConfigDict, info: Any, low_res: Any) -> Any:
+    """rngs -> module, with what the data and the low-resolution input fix filled in."""
     from jdiff import models
 
     arguments = dict(config.model)
@@ -306,11 +343,15 @@ def _model(config: ml_collections.ConfigDict, info: Any) -> Any:
         "num_classes": _classes(config, info),
         "image_size": info.shape[0],
     }
+    for field in conditions.named(config.data.conditions, info):
+        if field.name in _WIDTHS and field.shape:
+            fixed[_WIDTHS[field.name]] = field.shape[-1]
     for name, value in fixed.items():
         if name in known and arguments.setdefault(name, value) != value:
             raise UserError(
                 f"config.model.{name}={arguments[name]} does not fit {info.name}: it has {value}."
             )
+    arguments = super_resolution.filled(arguments, config.model.name, known, info, low_res)
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     return lambda rngs: cls(**arguments, rngs=rngs)
 

@@ -15,7 +15,7 @@ import jax
 import ml_collections
 
 from jdiff import experiment, parallel
-from jdiff.config import completed, differences, from_json, to_json
+from jdiff.config import EITHER, completed, differences, from_json, to_json
 from jdiff.errors import UserError, choose
 from jdiff.parallel.layout import Layout
 from jdiff.parallel.mesh import AXES, adapted
@@ -37,23 +37,25 @@ class Run(NamedTuple):
 
     Attributes:
       denoiser: the trained denoiser, unguided.
-      null: the null condition for `guidance.cfg`, {"label": number of classes} or {}.
+      null: the null condition for `guidance.cfg`, e.g. {"label": number of classes}, or {}.
       schedule: the denoiser's.
       info: what the data is: shape, num_classes, label_names.
       step: the checkpoint's.
       ema: which weights these are.
       layout: of the devices that hold them; None for one device.
+      low_res: a super-resolution stage's `cascades.LowRes`: what its input is; else None.
     """
 
     workdir: pathlib.Path
     config: ml_collections.ConfigDict
     denoiser: Any
-    null: dict[str, int]
+    null: dict[str, float]
     schedule: PyTree
     info: Any
     step: int
     ema: str
     layout: Layout | None = None
+    low_res: Any = None
 
 
 def load_run(
@@ -87,7 +89,7 @@ def load_run(
     described = read_description(workdir)
     if "data" not in described:
         raise UserError(f"{workdir}/run.json does not say what the data was: training never began.")
-    info = Info(**{k: tuple(v) if isinstance(v, list) else v for k, v in described["data"].items()})
+    info = Info.of(described["data"])
     exp = experiment.build(config, info)
     layout = _layout(config, mesh)
     _, like = models.abstract(exp.build)
@@ -99,7 +101,8 @@ def load_run(
         restored = saved.restore_average(like, ema, step)
     denoiser = exp.denoiser(restored.state)
     return Run(
-        workdir, config, denoiser, exp.null, exp.schedule, info, restored.step, ema, layout
+        workdir, config, denoiser, exp.null, exp.schedule, info, restored.step, ema, layout,
+        exp.low_res,
     )  # fmt: skip
 
 
@@ -128,11 +131,11 @@ def teacher(
       UserError: as `load_run`, or the run's images or classes are others.
     """
     run = load_run(workdir, mesh=mesh)
-    theirs, ours = ((i.shape, i.num_classes) for i in (run.info, info))
+    theirs, ours = ((i.shape, i.num_classes, i.fields) for i in (run.info, info))
     if theirs != ours:
         raise UserError(
             f"config.loss.teacher={str(workdir)!r} was trained on {run.info.name}, with (shape, "
-            f"classes) {theirs}; {info.name} has {ours}."
+            f"classes, conditions) {theirs}; {info.name} has {ours}."
         )
 
     def of(weights: PyTree) -> experiment.Sampler:
@@ -188,10 +191,11 @@ def chosen(config: ml_collections.ConfigDict, choices: dict[str, Any]) -> ml_col
             choose("sampling", name, config.sampling)
             if isinstance(value, dict) and "name" not in value:
                 config.sampling[name].update(value)
-            elif isinstance(value, dict):
-                config.sampling[name] = ml_collections.ConfigDict(value)
-            else:
-                config.sampling[name] = value
+                continue
+            if f"config.sampling.{name}" in EITHER:
+                del config.sampling[name]  # it may be of another type
+            new = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+            config.sampling[name] = new
     return config
 
 
@@ -204,6 +208,7 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         _refuse_sweep(pathlib.Path(workdir))
+        _refuse_cascade(pathlib.Path(workdir))
         raise UserError(f"{workdir} is not a run directory (no config.json); train writes one.")
     try:
         return completed(from_json(path.read_text()), experiment.defaults())
@@ -221,6 +226,17 @@ def _refuse_sweep(workdir: pathlib.Path) -> None:
     raise UserError(
         f"{workdir} is a sweep; name one of its points, as --workdir={workdir / name}. "
         f"Those that have begun: {shown or 'none'}."
+    )
+
+
+def _refuse_cascade(workdir: pathlib.Path) -> None:
+    """Says of a cascade's folder which of its stages are runs."""
+    if not (workdir / "cascade.json").is_file():
+        return
+    stages = sorted(p.parent.name for p in workdir.glob("stage*/config.json"))
+    raise UserError(
+        f"{workdir} is a cascade; name one of its stages, as --workdir={workdir / 'stage0'}. Those "
+        f"that have begun: {', '.join(stages) or 'none'}."
     )
 
 

@@ -12,12 +12,12 @@ import jax
 import ml_collections
 
 from jdiff import cache, ending, exits, experiment, runs
+from jdiff.drawing import Drawing, drawing
 from jdiff.errors import UserError
 from jdiff.parallel import hosts
 from jdiff.profiling import tracer
 from jdiff.profiling.clock import TRAINING, Clock
 from jdiff.pytree import Array, PyTree
-from jdiff.sampling import sample
 from jdiff.training import checkpoints, logs, rate, stop
 from jdiff.training import step as steps
 from jdiff.training.stop import Stopped
@@ -76,7 +76,9 @@ def _train(
     started = time.time()
     workdir, line = pathlib.Path(workdir), hosts.line()
     _check(config.train)
-    source = patience.readable(config.data.name, config.data.train_split, config.data.data_dir)
+    source = patience.readable(
+        config.data.name, config.data.train_split, config.data.data_dir, config.data.conditions
+    )
     info = experiment.prepared(source.info, config.data)
     layout = experiment.layout(config)
     frozen = teacher = None
@@ -87,14 +89,15 @@ def _train(
     experiment.sampler(config, exp.denoiser(None), exp.null)  # its errors now, not in an hour
     feed = batches(
         source, config.train.batch_size, seed=config.seed, train=True, flip=config.data.flip,
-        crop=config.data.crop, size=config.data.size, threads=config.data.threads,
-        rows=layout.rows(config.train.batch_size),
+        crop=config.data.crop, size=config.data.size, resample=config.data.resample,
+        threads=config.data.threads, rows=layout.rows(config.train.batch_size),
     )  # fmt: skip
+    key_init, key_train, key_sample = jax.random.split(jax.random.key(config.seed), 3)
+    pictured = drawing(exp, config, key_sample, info)
     if line.first:
         runs.claim(workdir, config)
     cache.enable(config.compile_cache, config.cache_dir)
 
-    key_init, key_train, key_sample = jax.random.split(jax.random.key(config.seed), 3)
     begin, like = _beginning(exp, key_init, key_train, frozen)
     step_fn = steps.compile_step(
         steps.make_step(exp.loss, exp.optimizer, exp.averages, config.train.accumulate),
@@ -128,7 +131,6 @@ def _train(
         done = int(state.step)
         if asked and line.count == 1:  # before there is anything to save
             raise Stopped(done, asked[0])
-        draw = _drawer(exp, config, key_sample, info)
         with (
             logs.opened_metrics(workdir, done, before, write=line.first) as metrics,
             logs.progress(console, config.train.steps, done) as tell,
@@ -140,9 +142,9 @@ def _train(
             watch = _Watch(exp, metrics, saved, clock, done)
             undrawn = line.first and done and _due(config.train, done, None).samples
             if checkpoints.any_process(undrawn and not _picture(workdir, done).exists()):
-                images = hosts.fetched(draw(state))  # the run ended between saving and drawing
+                images = hosts.fetched(pictured.draw(state))  # it ended between saving and drawing
                 if line.first:
-                    _write_samples(workdir, metrics, done, images)
+                    _write_samples(workdir, metrics, done, pictured, images)
             clock.begin("other")
             for step in numbers:
                 try:
@@ -185,9 +187,9 @@ def _train(
                     raise Stopped(step, signum)
                 if due.samples:
                     with clock.part("samples"):
-                        images = hosts.fetched(draw(state))
+                        images = hosts.fetched(pictured.draw(state))
                         if line.first:
-                            _write_samples(workdir, metrics, step, images)
+                            _write_samples(workdir, metrics, step, pictured, images)
             watch.end(config.train.steps)
     return Result(int(state.step), watch.loss, watch.rate, before + time.time() - started)
 
@@ -319,33 +321,16 @@ def _speed(config: ml_collections.ConfigDict, traced: Any) -> rate.Speed:
     return rate.Speed(config.train.batch_size, len(devices), counted, peak)
 
 
-def _drawer(exp: experiment.Experiment, config: Any, key: Array, info: Any) -> Any:
-    """state -> a grid of samples: the same noise and labels each time, a row a class."""
-    classes = exp.null.get("label", 0)
-    rows = min(classes, 10) or 8
-    labels = jax.numpy.repeat(jax.numpy.arange(rows), 8) % max(classes, 1)
-    cond = {"label": labels} if classes else None
-
-    def draw(state: steps.State) -> PyTree:
-        name = config.sampling.ema
-        params = state.params if name == "params" else state.averages[name]
-        denoise, solver, times = experiment.sampler(config, exp.denoiser(params), exp.null)
-        return sample(
-            key, denoise, times=times, shape=info.shape, num=rows * 8, cond=cond, solver=solver,
-            batch=config.sampling.batch, sharding=exp.layout.batch,
-        )  # fmt: skip
-
-    return draw
-
-
 def _picture(workdir: pathlib.Path, step: int) -> pathlib.Path:
     return workdir / "samples" / f"step_{step:08d}.png"
 
 
-def _write_samples(workdir: pathlib.Path, metrics: logs.Metrics, step: int, images: Any) -> None:
+def _write_samples(
+    workdir: pathlib.Path, metrics: logs.Metrics, step: int, pictured: Drawing, images: Any
+) -> None:
     from jdiff import pictures
 
-    picture = pictures.grid(images, columns=8)
+    picture = pictures.grid(pictured.arranged(images), columns=pictured.columns)
     _picture(workdir, step).parent.mkdir(exist_ok=True)
     try:
         pictures.save(_picture(workdir, step), picture)

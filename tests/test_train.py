@@ -129,8 +129,8 @@ def test_a_finished_run_is_left_as_it_is(straight):
 def test_sigterm_saves_and_the_same_command_goes_on(straight, tmp_path, monkeypatch):
     write = train._write_samples
 
-    def interrupted(workdir, metrics, step, images):
-        write(workdir, metrics, step, images)
+    def interrupted(workdir, metrics, step, *drawn):
+        write(workdir, metrics, step, *drawn)
         if step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -199,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed here: devices are the run's
-    from jdiff import config
+    from jdiff import config, staged
     from jdiff.launching import jobs, local_processes, task
 
     module = _module(args.platform)
@@ -214,8 +214,13 @@ def run(args: argparse.Namespace) -> int:
                 "bucket."
             )
         workdir, options = _on_bucket(args.workdir, options)
-    home = jobs.home(args.workdir, here=here)
-    name = task.named(args.name, args.workdir)
+    one = staged.one(settings, "launch")
+    whose = title = args.workdir  # the run directory; that of a stage lies in the one given
+    if one is not settings:
+        stage = f"stage{staged.chosen(settings)}"
+        whose, title = (args.workdir.rstrip("/") + end for end in (f"/{stage}", f"-{stage}"))
+    home = jobs.home(whose, here=here)
+    name = task.named(args.name, title)
     folder = jobs.next_folder(home, name)
     planned = module.plan(
         task.Task(
@@ -235,17 +240,19 @@ def run(args: argparse.Namespace) -> int:
     if here:
         from jdiff import runs
 
-        runs.claim(pathlib.Path(workdir), settings)
+        if one is not settings:
+            staged.claim(pathlib.Path(workdir), settings)
+        runs.claim(pathlib.Path(whose).absolute(), one)
     if args.platform == "local" and not args.detach:
         planned.write()
-        jobs.add(home, local_processes.job_of(os.getpid(), planned, name, args.workdir))
+        jobs.add(home, local_processes.job_of(os.getpid(), planned, name, whose))
         return local_processes.run(folder, show=True)
-    job = module.submit(planned, name, args.workdir)
+    job = module.submit(planned, name, whose)
     jobs.add(home, job)
     print(f"submitted {job.platform} job {job.id} ({name})")
     print(f"folder    {folder}")
     print(f"log       {job.log}")
-    print(f"status    jdiff jobs --workdir={args.workdir}")
+    print(f"status    jdiff jobs --workdir={whose}")
     return 0
 
 

@@ -60,10 +60,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plans and prints."""
-    from jdiff import config, planning
+    from jdiff import config, planning, staged
     from jdiff.planning import ahead, shapes
 
-    settings = config.load(args.config, args.overrides)
+    settings = staged.one(config.load(args.config, args.overrides), "plan")
     devices = planning.devices(args.devices)
     info = shapes.info(settings, args.shape, args.classes)
     reason = ahead.why_not(devices)

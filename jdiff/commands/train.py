@@ -7,6 +7,7 @@ import pathlib
 import sys
 from typing import Any
 
+from jdiff import exits
 from jdiff.commands.many import add_hosts, joined
 from jdiff.errors import told
 
@@ -23,6 +24,10 @@ The same command on the same directory resumes where training stopped, bit for b
 stopped it. Ctrl-C, SIGTERM and SIGUSR1 save first. A directory that belongs to another config is
 left alone.
 
+Of a cascade's config (docs/cascades.md), one after the other is trained, each in a directory of its
+own, WORKDIR/stage0, WORKDIR/stage1, ...; those that are finished are passed over. --config.stage=1
+trains that one alone, so that stages can be trained at once, each by a command of its own.
+
 On many hosts, start the same command once a host; see "many hosts" below."""
 EXAMPLES = """\
 examples:
@@ -31,6 +36,9 @@ examples:
       --config.train.steps=500
   jdiff train --config=configs/digits_dit_flow.py --workdir=runs/flow --no-evaluate
   jdiff train --config=configs/digits.py --workdir=runs/digits --profile=101:10
+  jdiff train --config=configs/cdm_digits.py --workdir=runs/cdm
+  jdiff train --config=configs/cdm_digits.py --workdir=runs/cdm --config.stage=1 \
+      --config.stages.1.train.steps=4000
 
 WORKDIR then holds:
   config.json, run.json         the config, and where and when it ran, with which versions
@@ -39,7 +47,9 @@ WORKDIR then holds:
   checkpoints/                  Orbax checkpoints: weights, averages, optimiser, data order
   samples/step_*.png            a picture of samples every config.train.sample_every steps
   classifier.safetensors        the classifier of the real training split that judges samples
-  evaluation.json, report.html  the figures, and everything on one page"""
+  evaluation.json, report.html  the figures, and everything on one page
+
+A cascade's WORKDIR holds cascade.json, its config, and such a directory for each stage."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -72,17 +82,51 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, console: Any) -> int:
-    from jdiff import assess, config, report, runs
+    from jdiff import config, staged
+
+    settings = config.load(args.config, args.overrides)
+    if staged.is_config(settings):
+        return _cascade(args, settings, console)
+    return _one(args, settings, args.workdir, console)
+
+
+def _cascade(args: argparse.Namespace, settings: Any, console: Any) -> int:
+    """The stage that config.stage names, or all in order."""
+    from jdiff import staged
+    from jdiff.parallel import hosts
+    from jdiff.training.checkpoints import any_process
+
+    only = staged.chosen(settings)
+    parts = staged.parts(settings)
+    if only is None:
+        staged.check(settings)
+    if hosts.line().first:
+        staged.claim(args.workdir, settings)
+    for k in range(len(parts)) if only is None else [only]:
+        where = staged.folder(args.workdir, k)
+        said = f"stage {k} of {len(parts)}, {parts[k].name}: "
+        left = not staged.finished(where, parts[k], evaluate=not args.no_evaluate)
+        if only is None and not any_process(left):  # all, before any of them changes it
+            _tell(console, said + "finished before")
+            continue
+        _tell(console, said + str(where))
+        if code := _one(args, parts[k], where, console):
+            return code
+    return exits.OK
+
+
+def _one(args: argparse.Namespace, settings: Any, workdir: pathlib.Path, console: Any) -> int:
+    """Trains, evaluates and reports one run."""
+    from jdiff import assess, report, runs
     from jdiff.data.patience import Unreadable
     from jdiff.parallel import hosts
     from jdiff.profiling import tracer
     from jdiff.train import Stopped, train
 
     first = hosts.line().first
-    settings = config.load(args.config, args.overrides)
     profile = None if args.profile is None else tracer.profile(args.profile)
     try:
-        result = train(settings, args.workdir, console, profile)
+        result = train(settings, workdir, console, profile)
     except Stopped as stop:
         if first:
             print(stop, file=sys.stderr)
@@ -99,12 +143,12 @@ def _run(args: argparse.Namespace, console: Any) -> int:
         done = f"trained {result.step:,} steps in {result.seconds:.0f} s, loss {result.loss:.4f}"
         _tell(console, done)
     if not args.no_evaluate:
-        opened = runs.load_run(args.workdir)
+        opened = runs.load_run(workdir)
         figures = assess.assess(opened, console=console)
         console.print(assess.table(figures))
     if first:
-        _tell(console, f"report   {report.write(args.workdir)}")
-    return 0
+        _tell(console, f"report   {report.write(workdir)}")
+    return exits.OK
 
 
 def _tell(console: Any, line: str) -> None:

@@ -168,6 +168,8 @@ def _configured(path: str, base: Sequence[str], i: int, overrides: Overrides) ->
         config = configs.load(path, [*base, *words(overrides)])
     except UserError as error:
         raise UserError(f"{path}: point {i} of sweep(): {error}") from None
+    from jdiff import staged
+
     for name, value in overrides.items():
         held: Any = config
         for part in name.split("."):
@@ -178,7 +180,7 @@ def _configured(path: str, base: Sequence[str], i: int, overrides: Overrides) ->
                 f"{path}: point {i} of sweep(): {name}={value!r} is {type(value).__name__}, and "
                 f"would be read as {held!r}; give a value of the field's own type."
             )
-    return config
+    return staged.one(config, "sweep")
 
 
 def _same(given: Any, held: Any) -> bool:
@@ -207,7 +209,10 @@ def _check(path: str, given: Sequence[Overrides], made: Sequence[ConfigDict]) ->
         try:
             optimizers.build(one.optimizer, one.train.steps)
             if data not in infos:
-                source = sources.source(one.data.name, one.data.train_split, one.data.data_dir)
+                source = sources.source(
+                    one.data.name, one.data.train_split, one.data.data_dir,
+                    fields=one.data.conditions,
+                )  # fmt: skip
                 infos[data] = experiment.prepared(source.info, one.data)
             if tree not in built and one.loss.teacher is None:
                 built.add(tree)
