@@ -27,7 +27,10 @@ from jdiff.yardstick import FIGURES, Yardstick, finite, plainly, told, wanted_me
 PICTURES = "pictures"
 _COLUMNS = 4
 _PIXELS = 16 * 256 * 256  # of all images of a picture
-_ACCURACY = ("Intended class found", "higher", "by a classifier of the real images of this size")
+_FIGURES = FIGURES | {
+    "inception_score": ("Class score", "higher", "Inception Score, of a classifier of real images"),
+    "accuracy": ("Intended class found", "higher", "by a classifier of real images of this size"),
+}
 
 
 @dataclasses.dataclass
@@ -225,7 +228,7 @@ def _rows(stage: _Stage, run: Any) -> list[dict[str, Any]]:
     if "accuracy" in figures:
         figures["accuracy"]["ceiling"] = 1.0 / run.info.num_classes
     found = []
-    for key, (name, better, about) in (FIGURES | {"accuracy": _ACCURACY}).items():
+    for key, (name, better, about) in _FIGURES.items():
         if key not in figures:
             continue
         of = {place: finite(value) for place, value in figures[key].items()}
