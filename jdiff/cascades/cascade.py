@@ -67,6 +67,8 @@ class Cascade:
 
         One batch of images is in memory. The same arguments and errors.
         """
+        keys = [jax.random.fold_in(key, k) for k in range(len(self.stages))]
+        keys = [jax.random.fold_in(key, k) for k in range(len(self.stages))]
         grids = [self._times(k) for k in range(len(self.stages))]
         batches = self._batches(self.stages, num, batch, sharding, ids=ids, cond=cond)
         for keep, (some, told) in batches:
@@ -74,9 +76,8 @@ class Cascade:
             images = None
             for k, stage in enumerate(self.stages):
                 images = _drawn(
-                    stage, jax.random.fold_in(key, k), some, images, told, grids[k], sharding,
-                    noisy=stage.truncate,
-                )  # fmt: skip
+                    stage, keys[k], some, images, told, grids[k], sharding, noisy=stage.truncate
+                )
                 made = [*made, images] if intermediate else []
             yield _kept(tuple(made) if intermediate else images, keep)
 
@@ -257,9 +258,9 @@ def _pieces(tree: Any, num: int, size: int, sharding: Any) -> Iterator[tuple[int
 
 
 def _placed(a: Array, sharding: Any) -> Array:
-    """Laid out; what a stage has made is already, also where other processes hold a part."""
-    there = isinstance(a, jax.Array) and a.sharding.is_equivalent_to(sharding, a.ndim)
-    return a if there else _laid_out(a, sharding)
+    """Laid out; what a stage has made may lie over many processes already."""
+    everywhere = isinstance(a, jax.Array) and not a.is_fully_addressable
+    return jax.device_put(a, sharding) if everywhere else _laid_out(a, sharding)
 
 
 def _kept(images: PyTree, keep: int) -> PyTree:
