@@ -202,7 +202,8 @@ def _extractor(features: str, run: runs.Run, side: int | None) -> Any:
 def _classifier(run: runs.Run, train: Any, seed: int, side: int | None) -> Any:
     from jdiff.evaluation import classifier
 
-    path = run.workdir / CLASSIFIER
+    whole = side not in (None, run.info.shape[0])  # and not the patches that the run is told of
+    path = run.workdir / (f"classifier_{side}.safetensors" if whole else CLASSIFIER)
     parts = real.images(run, real.part(train, _TAUGHT, seed), lambda *_: None, side=side)
     images, labels = (np.concatenate(column) for column in zip(*parts))
     with hosts.first_before_others("classifier"):  # who reads what it has written
