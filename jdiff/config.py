@@ -29,7 +29,10 @@ OPEN = (
     "config.loss.distribution", "config.loss.solver", "config.loss.weighting", "config.mesh.rules",
     "config.low_res.augmentation", "config.low_res.augmentation.*", "config.optimizer.arguments",
     "config.ema", "config.ema.*", "config.sampling.solver", "config.sampling.grid",
+    "config.sampling.threshold",
 )  # fmt: skip
+#: Fields that hold a name, a section with a `name` and its arguments, or None.
+EITHER = ("config.sampling.threshold",)
 
 _KINDS = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a string",
@@ -281,6 +284,13 @@ def _set(config: ConfigDict, name: str, text: str) -> None:
     section, last = _section(config, name)
     if last not in section:
         section[last] = _any(text)
+        return
+    if _STAGE.sub("config", name) in EITHER:
+        value = None if text in ("None", "none") else _any(text)
+        if not isinstance(value, str | dict | None):
+            raise _mismatch(name, text, section[last], str)
+        del section[last]  # replaced, whatever it was
+        section[last] = value
         return
     stored = dict(section.items(preserve_field_references=True))[last]
     if text in ("None", "none"):

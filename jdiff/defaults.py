@@ -24,11 +24,11 @@ def defaults() -> ml_collections.ConfigDict:
     c.data.data_dir = config_dict.placeholder(str)  # None: TFDS's default folder
     c.data.size = config_dict.placeholder(int)  # resize to size x size pixels; None keeps them
     c.data.resample = "bicubic"  # filter of that; "box", the mean of the pixels, for cascades
-    c.data.crop = config_dict.placeholder(str)  # "center", "random", "adm" or None
+    c.data.crop = config_dict.placeholder(str)  # "center", "random", "adm", "patch" or None
     c.data.flip = False  # mirror half of the images
     c.data.threads = 2  # that read and decode
     c.data.timeout = 600.0  # seconds to wait for a batch before the run saves and ends; 0: for ever
-    c.data.conditions = ()  # further float fields of the data that the network is told
+    c.data.conditions = ()  # further arrays of the data that the network is told: text, ...
 
     c.mesh = ml_collections.ConfigDict()  # devices an axis; -1 for what the others leave
     c.mesh.data = -1  # copies of the weights, each with its part of the batch
@@ -59,7 +59,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.loss.distribution = _open(name="lognormal")  # of the training times
     c.loss.weighting = _open(name="own")  # "own": the loss's own, e.g. the network's squared error
     c.loss.coupling = _open(name="independent")  # of data and noise, jdiff.couplings.BY_NAME
-    c.loss.null_rate = 0.1  # share of labels dropped, for classifier-free guidance
+    c.loss.null_rate = 0.1  # share of conditions dropped, for classifier-free guidance
     c.loss.target = "params"  # which average gives a loss its targets; "params": the weights as is
     c.loss.teacher = config_dict.placeholder(str)  # a run directory; guided as its config samples
     c.loss.solver = _open(name="heun")  # of the teacher's step, in consistency_distillation
@@ -94,7 +94,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.sampling.guidance.scale = 1.0  # 1 is the conditional model, without guidance
     c.sampling.guidance.interval = config_dict.placeholder(tuple)  # (low, high) in logSNR
     c.sampling.guidance.rescale = config_dict.placeholder(float)  # 0 to 1
-    c.sampling.threshold = config_dict.placeholder(str)  # "static", "dynamic" or None
+    # "static", "dynamic", or a section such as {"name": "dynamic", "quantile": 0.995}.
+    c.sampling.threshold = None
     c.sampling.ema = "ema"  # which average samples; "params" is the weights themselves
     c.sampling.batch = 256  # images at a time
     c.sampling.aug_level = config_dict.placeholder(float)  # of a stage's low-resolution input

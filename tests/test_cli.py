@@ -240,12 +240,13 @@ def test_labels_of_a_model_without_labels():
         labels.parse("0", 0)
 
 
-def chosen(*words: str) -> dict:
+def chosen(*words: str, threshold=None) -> dict:
     parser = cli.build()
     args = parser.parse_args(parser.spell(["sample", "--workdir=x", *words]))
     config = defaults()
     config.sampling.solver = {"name": "ddim", "eta": 0.5}
     config.sampling.grid = {"name": "karras", "steps": 18, "rho": 5.0}
+    config.sampling.threshold = threshold
     return options.choices(args, config)
 
 
@@ -260,6 +261,19 @@ def test_choices_replace_what_is_named_and_keep_the_rest():
         "scale": 3.0, "interval": (-3.0, 5.0), "rescale": 0.7
     }  # fmt: skip
     assert chosen("--interval=none")["guidance"] == {"interval": None}
+
+
+def test_thresholds_by_name_and_numbers():
+    of = lambda *words, before: chosen(*words, threshold=before)["threshold"]
+    section = {"name": "dynamic", "quantile": 0.9}
+    assert "threshold" not in chosen(threshold="static")
+    assert of("--threshold=dynamic", before=None) == {"name": "dynamic"}
+    assert of("--threshold=none", before="static") is None
+    assert of("--threshold_args=limit=2", before="static") == {"name": "static", "limit": 2}
+    assert of("--threshold_args=limit=2", before=section) == section | {"limit": 2}
+    assert of("--threshold=static", before=section) == {"name": "static"}
+    with pytest.raises(UserError, match="there is no threshold"):
+        of("--threshold_args=limit=2", before=None)
 
 
 def test_help_names_every_solver_grid_and_metric():

@@ -4,7 +4,7 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from jdiff import config, experiment
+from jdiff import config, experiment, runs
 from jdiff.errors import UserError
 
 FILE = """\
@@ -192,6 +192,25 @@ def test_a_config_of_an_earlier_version_gets_the_new_fields_and_keeps_its_own():
     assert (found.evaluation.reference, found.evaluation.num) == ("test", 7)
     assert found.schedule.to_dict() == {"name": "cosine", "shift": 0.5}
     assert found.sampling.threshold is None
+
+
+def test_a_threshold_is_a_name_a_section_or_nothing(tmp_path):
+    section = {"name": "dynamic", "quantile": 0.9}
+    forms = {"None": None, "static": "static", json.dumps(section): section}
+    for before in forms.values():
+        c = experiment.defaults()
+        c.sampling.threshold = before
+        path = tmp_path / "config.json"
+        path.write_text(config.to_json(c))
+        for text, wanted in forms.items():
+            found = config.load(path, [f"--config.sampling.threshold={text}"]).sampling.threshold
+            assert (found.to_dict() if isinstance(found, ConfigDict) else found) == wanted
+            replaced = runs.chosen(config.load(path), {"threshold": wanted}).sampling.threshold
+            assert (replaced.to_dict() if isinstance(replaced, ConfigDict) else replaced) == wanted
+    c = config.load(path, ["--config.sampling.threshold.limit=2"])  # of the section
+    assert c.sampling.threshold.to_dict() == section | {"limit": 2}
+    with pytest.raises(UserError, match="threshold=0.9 given, but .* is a section"):
+        config.load(path, ["--config.sampling.threshold=0.9"])
 
 
 def test_differences():

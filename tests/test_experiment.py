@@ -99,6 +99,17 @@ def test_the_sampler_is_the_configs():
     np.testing.assert_allclose(times[jnp.array([0, 2, 5])], [80.0, middle, 0.0], rtol=1e-5)
 
 
+def test_a_threshold_takes_its_numbers_from_a_section():
+    c = tiny()
+    c.sampling.threshold = {"name": "dynamic", "quantile": 0.9, "limit": 2.0}
+    exact = denoisers.exact(jnp.zeros((2, 8, 8, 1)), schedules.edm())
+    denoise, _, _ = experiment.sampler(c, exact, {"label": 10})
+    assert (denoise.quantile, denoise.limit) == (0.9, 2.0)
+    c.sampling.threshold.quantil = 0.8
+    with pytest.raises(UserError, match="threshold dynamic: argument 'quantil' .*'quantile'"):
+        experiment.sampler(c, exact, {"label": 10})
+
+
 def broken(path, value):
     c = tiny()
     *sections, field = path.split(".")

@@ -4,6 +4,15 @@ Who may live here: sources, transforms on the host, and the pipeline. Nothing th
 """
 
 from jdiff.data.pipeline import Batches, batches
-from jdiff.data.sources import ArraySource, Info, RecordSource, Source, source
+from jdiff.data.sources import ArraySource, Field, Info, RecordSource, Source, source
 
-__all__ = ["ArraySource", "Batches", "Info", "RecordSource", "Source", "batches", "source"]
+__all__ = [
+    "ArraySource",
+    "Batches",
+    "Field",
+    "Info",
+    "RecordSource",
+    "Source",
+    "batches",
+    "source",
+]

@@ -36,7 +36,9 @@ class Unreadable(UserError):
         return more
 
 
-def readable(name: str, split: str, data_dir: str | os.PathLike | None = None) -> "Noted":
+def readable(
+    name: str, split: str, data_dir: str | os.PathLike | None = None, fields: Sequence[str] = ()
+) -> "Noted":
     """`sources.source`, as a source that knows who reads what.
 
     Raises:
@@ -44,7 +46,7 @@ def readable(name: str, split: str, data_dir: str | os.PathLike | None = None) -
       UserError: as `sources.source`.
     """
     try:
-        return Noted(source(name, split, data_dir))
+        return Noted(source(name, split, data_dir, fields=fields))
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise Unreadable(

@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from jdiff.data import digits, folders
 from jdiff.errors import UserError, choose
 
-# Sets up to this many bytes of pixels are decoded into memory.
+# Sets up to this many bytes are decoded into memory.
 MEMORY_LIMIT = 512 * 2**20
+
+
+class Field(NamedTuple):
+    """A further array of every example: its name, its shape, its dtype (a float's or `bool`)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Info:
       num_classes: 0 for a set without labels.
       label_names: one for each class.
       size: number of examples.
+      fields: those asked for that are arrays of floats or bools, in the order asked for.
     """
 
     name: str
@@ -42,6 +52,14 @@ class Info:
     num_classes: int
     label_names: tuple[str, ...]
     size: int
+    fields: tuple[Field, ...] = ()
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> Info:
+        """From `dataclasses.asdict` by way of JSON, of this version or an earlier one."""
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items()}
+        fields = tuple(Field(f[0], tuple(f[1]), f[2]) for f in plain.get("fields", ()))
+        return cls(**plain | {"fields": fields})
 
 
 class Source(Protocol):
@@ -129,8 +147,10 @@ def source(
         `imagenet_resized/64x64`, `emoji:1.0.0`).
       split: `train`, `test[:10%]`, `train[100:200]+test`, as in TFDS.
       data_dir: by default `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-      fields: further features to pass through, e.g. `("caption",)`; texts become str.
-      in_memory: decode everything now. By default if the pixels fit in `MEMORY_LIMIT` bytes.
+      fields: further features to pass through, e.g. `("caption",)`; texts become str, and arrays
+        of floats or bools are described in `Info.fields`.
+      in_memory: decode everything now. By default if the pixels and further arrays fit in
+        `MEMORY_LIMIT` bytes.
       progress: told when everything is decoded; by default it prints to stderr.
 
     Raises:
@@ -142,7 +162,7 @@ def source(
     rows = _records(folders.open_builder(name, data_dir), name, split, fields)
     shape = rows.info.shape
     if in_memory is None:
-        in_memory = None not in shape and rows.info.size * np.prod(shape) <= MEMORY_LIMIT
+        in_memory = None not in shape and rows.info.size * _bytes(rows.info) <= MEMORY_LIMIT
     if not in_memory:
         return rows
     if None in shape:
@@ -209,8 +229,37 @@ def _records(builder: Any, name: str, split: str, fields: Sequence[str]) -> Reco
         num_classes=classes.num_classes if classes else 0,
         label_names=tuple(classes.names) if classes else (),
         size=len(records),
+        fields=arrays(features, fields, name),
     )
     return RecordSource(info, records, taken)
+
+
+def arrays(features: Any, fields: Sequence[str], name: str) -> tuple[Field, ...]:
+    """Those of the fields of a TFDS set that hold floats or bools; texts and labels do not.
+
+    Raises:
+      UserError: arrays whose shape differs between examples.
+    """
+    import tensorflow_datasets as tfds
+
+    found = []
+    for field in fields:
+        feature = features[field]
+        if not isinstance(feature, tfds.features.Tensor):
+            continue
+        dtype = np.dtype(feature.np_dtype)
+        if dtype.kind not in "fb":
+            continue
+        if None in feature.shape:
+            raise UserError(f"field {field!r} of {name}: its arrays differ in shape")
+        found.append(Field(field, tuple(feature.shape), dtype.name))
+    return tuple(found)
+
+
+def _bytes(info: Info) -> int:
+    """Of one example's arrays."""
+    further = (math.prod(f.shape) * np.dtype(f.dtype).itemsize for f in info.fields)
+    return math.prod(info.shape) + sum(further)
 
 
 def _decode(field: str, value: Any) -> Any:

@@ -45,20 +45,20 @@ def info(
     name = config.data.name
     if shape is not None:
         return Info(name, "train", tuple(shape), 0 if classes is None else classes, (), 0)
-    found = KNOWN.get(name.partition(":")[0]) or _prepared(name, config.data.data_dir)
-    known, number = found
+    usual = None if config.data.conditions else KNOWN.get(name.partition(":")[0])
+    known, number, *fields = usual or _prepared(name, config.data)
     number = number if classes is None else classes
-    return prepared(Info(name, "train", known, number, (), 0), config.data)
+    return prepared(Info(name, "train", known, number, (), 0, *fields), config.data)
 
 
-def _prepared(name: str, data_dir: str | None) -> tuple[tuple, int]:
-    """What the folder of a prepared set says, without opening its records."""
+def _prepared(name: str, data: Any) -> tuple[tuple, int, tuple]:
+    """What the folder of a prepared set says of `config.data`, without opening its records."""
     import tensorflow_datasets as tfds
 
-    from jdiff.data import folders
+    from jdiff.data import folders, sources
 
     try:
-        features = folders.open_builder(name, data_dir).info.features
+        features = folders.open_builder(name, data.data_dir).info.features
     except UserError as error:
         raise UserError(
             f"{error} To plan without it, say what its images are: --shape=64,64,3 --classes=1000."
@@ -67,4 +67,6 @@ def _prepared(name: str, data_dir: str | None) -> tuple[tuple, int]:
     labels = [f for f in features.values() if isinstance(f, tfds.features.ClassLabel)]
     if not images:
         raise UserError(f"data set {name!r} has no image; say --shape=H,W,C.")
-    return tuple(images[0].shape), labels[0].num_classes if labels else 0
+    number = labels[0].num_classes if labels else 0
+    known = [name for name in data.conditions if name in features]  # of others the experiment tells
+    return tuple(images[0].shape), number, sources.arrays(features, known, name)

@@ -111,6 +111,8 @@ def arguments(
     batch = {"image": jax.ShapeDtypeStruct((rows, *info.shape), jnp.uint8)}
     if info.num_classes:
         batch["label"] = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    for field in info.fields:
+        batch[field.name] = jax.ShapeDtypeStruct((rows, *field.shape), field.dtype)
     return state, batch
 
 

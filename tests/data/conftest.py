@@ -16,6 +16,11 @@ def array_source(size=103, shape=(4, 6, 3), name="toy", split="train"):
     return sources.ArraySource(info, {"image": images, "label": labels})
 
 
+def embeddings(split):
+    """The texts [25, 3, 4] of the set `tiny`."""
+    return np.random.default_rng(len(split)).normal(size=(25, 3, 4)).astype(np.float32)
+
+
 @pytest.fixture(scope="session")
 def make_source():
     return array_source
@@ -28,7 +33,10 @@ def toy():
 
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory):
-    """A prepared TFDS set `tiny` (25 train, 11 test) with captions; returns its data_dir."""
+    """A prepared TFDS set `tiny` (25 train, 11 test) with captions and embeddings of them.
+
+    Returns its data_dir.
+    """
     data_dir = tmp_path_factory.mktemp("tfds")
     sets = {"train": array_source(25, (5, 7, 3)), "test": array_source(11, (5, 7, 3))}
 
@@ -38,13 +46,16 @@ def toy_folder(tmp_path_factory):
                 "image": tfds.features.Image(shape=(5, 7, 3)),
                 "label": tfds.features.ClassLabel(names=list("abcdefghij")),
                 "caption": tfds.features.Text(),
+                "text": tfds.features.Tensor(shape=(3, 4), dtype=np.float32),
+                "text_mask": tfds.features.Tensor(shape=(3,), dtype=np.bool_),
             }
         )
 
     def examples(split):
         for i, row in enumerate(sets[split]):
             caption = f"{split} picture {i} \u00e9"
-            yield {**row, "image": Image.fromarray(row["image"]), "caption": caption}
+            told = {"text": embeddings(split)[i], "text_mask": np.arange(3) <= i % 3}
+            yield {**row, **told, "image": Image.fromarray(row["image"]), "caption": caption}
 
     image_set = records.ImageSet(
         name="tiny",

@@ -1,5 +1,6 @@
 """Names, captions and the leak-free split of the emoji set."""
 
+import hashlib
 import io
 import json
 import tarfile
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jdiff.data.prepare import emoji
+from jdiff import data
+from jdiff.data import folders
+from jdiff.data.prepare import emoji, registry
 from jdiff.data.prepare.emoji import Picture
 
 
@@ -61,6 +64,23 @@ def test_the_order_of_the_pictures_does_not_matter():
     pictures = [Picture("noto", f"thing-{i}", b"%d" % (i % 90)) for i in range(120)]
     forward = emoji.split_by_subject(pictures)
     assert forward == emoji.split_by_subject(pictures[::-1])[::-1]
+
+
+def test_no_twin_of_a_held_out_picture_is_in_the_training_split():
+    """Of the prepared set: neither what is depicted nor a picture is on both sides."""
+    version = registry.ITEMS["emoji"].version
+    if not (folders.data_root() / "emoji" / version / "dataset_info.json").is_file():
+        pytest.skip("NOT CHECKED: emoji is not prepared here; run: jdiff prepare emoji")
+    subjects, pictures = {}, {}
+    for split in ("train", "test"):
+        source = data.source("emoji", split, fields=("name",), in_memory=False)
+        # Undecoded: one encoder wrote them all, so that equal pictures are equal files.
+        rows = source.records.__getitems__(range(len(source)))
+        subjects[split] = {emoji.subject(row["name"].decode()) for row in rows}
+        pictures[split] = {hashlib.sha256(row["image"]).digest() for row in rows}
+    assert min(map(len, subjects.values())) > 100 and len(pictures["test"]) > 1000
+    assert not subjects["train"] & subjects["test"]
+    assert not pictures["train"] & pictures["test"]
 
 
 def _iconify(path, icons, chars, categories):
