@@ -6,7 +6,13 @@ parameterisation, and knows nothing of schedules, losses, guidance or meshes. `t
 conditioning the parameterisation hands over, already mapped to the network's scale.
 """
 
-from jdiff.models.adm import adm_imagenet, adm_upsampler, iddpm_cifar10, imagen_base
+from jdiff.models.adm import (
+    adm_imagenet,
+    adm_upsampler,
+    cdm_imagenet,
+    iddpm_cifar10,
+    imagen_base,
+)
 from jdiff.models.cond_unet import CondUNet, sd2, sd15, sd_upscaler, sdxl
 from jdiff.models.dit import DiT, dit_imagenet, sit_imagenet, stack_blocks, unstack_blocks
 from jdiff.models.dit_untied import UntiedDiT
@@ -53,6 +59,7 @@ __all__ = [
     "adm_imagenet64",
     "adm_upsampler",
     "axes",
+    "cdm_imagenet",
     "count",
     "ddpm_cifar10",
     "ddpmpp_cifar10",

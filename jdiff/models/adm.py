@@ -1,8 +1,9 @@
-"""The published networks of iDDPM, ADM and Imagen's base, as fields of `UNet`.
+"""The published networks of iDDPM, ADM, CDM and Imagen's base, as fields of `UNet`.
 
 Nichol and Dhariwal 2021 (iDDPM) and Dhariwal and Nichol 2021 (ADM, with the upsamplers of its
 section 5): t is the step, 0..999, and all learn the reverse variance, in six channels for images
-of three. Saharia et al. 2022 (Imagen) start from ADM at 64 pixels, with text.
+of three. Ho et al. 2022 (CDM) build on iDDPM, and Saharia et al. 2022 (Imagen) on ADM at 64 pixels,
+with text.
 """
 
 import dataclasses
@@ -73,3 +74,28 @@ def imagen_base(**changes) -> dict:
     fields = {"image_size": 64, "channels": 512, "multipliers": (1, 2, 3, 4), "blocks": 3}
     fields |= {"attention_sizes": (32, 16, 8), "text_width": 4096, "style": "adm"}
     return fields | {"time_scale": 1000.0} | changes
+
+
+def cdm_imagenet(image_size: int = 32, **changes) -> dict:
+    """Fields of CDM's class-conditional networks for ImageNet (Ho et al. 2022, appendix B).
+
+    The base for 32 pixels, and super-resolution to 64 (from 32), 128 and 256 (both from 64). The
+    first two learn their variance; the last two are SR3's networks (Saharia et al. 2021), of which
+    that paper counts 550 and 625 M parameters, these 579 and 638 M. CDM gives no counts (the first
+    two have 792 and 717 M), and says of the blocks of the first two only that they are those of
+    DDPM and its relatives: here they are improved DDPM's, whose losses they share.
+
+    Raises:
+        UserError: for another size.
+    """
+    small = {"channels": 256, "multipliers": (1, 2, 3, 4), "attention_sizes": (16, 8)}
+    small |= {"out_channels": 6, "dropout": 0.1}
+    large = {"channels": 128, "blocks": 3, "attention_sizes": (16,), "style": "sr3"}
+    sizes = {
+        "32": small | {"blocks": 6},
+        "64": small | {"blocks": 5, "low_res_channels": 3},
+        "128": large | {"multipliers": (1, 2, 4, 8, 8), "low_res_channels": 3},
+        "256": large | {"multipliers": (1, 2, 4, 4, 8, 8), "low_res_channels": 3},
+    }
+    size = sizes[choose("cdm_imagenet: image_size", str(image_size), sizes)]
+    return {"image_size": image_size, "num_classes": 1000, "style": "iddpm"} | size | changes

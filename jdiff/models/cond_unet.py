@@ -17,7 +17,7 @@ from jdiff.models import layers
 from jdiff.models.cond_unet_blocks import SpatialTransformer, linear
 from jdiff.models.initializers import normal, param
 from jdiff.models.layers import GroupNorm, entry, run
-from jdiff.models.low_res import with_low_res
+from jdiff.models.low_res import METHODS, with_low_res
 from jdiff.models.module import Module
 from jdiff.models.scalars import Scalars
 from jdiff.models.unet_blocks import INITS, Block, Style, resample_layer
@@ -34,7 +34,7 @@ class CondUNet(Module):
 
     - "text" `[B, L, text_width]`, and "text_mask" bool `[B, L]` if places are not to be seen;
     - "pooled" `[B, P]` and "time_ids" `[B, N]` if `added_width`, which is P + N * added_channels;
-    - "low_res" `[B, h, w, low_res_channels]` if those: it is enlarged to H x W (bilinear) and
+    - "low_res" `[B, h, w, low_res_channels]` if those: it is enlarged to H x W and
       follows x in the channels (a small image, or an inpainting's mask and masked image);
     - "label" int `[B]` if `num_classes` (a class, or the noise level of "low_res"); the index
       `num_classes` adds nothing;
@@ -43,6 +43,7 @@ class CondUNet(Module):
 
     Args:
         in_channels: of x alone, without those of "low_res".
+        low_res_method: how that is enlarged: "bilinear", "bicubic" or "nearest".
         widths: channels of each level.
         blocks: residual blocks a level (the decoder has one more).
         depths: transformer blocks after each residual block of a level; 0 for none.
@@ -71,6 +72,7 @@ class CondUNet(Module):
         in_channels: int = 4,
         out_channels: int | None = None,
         low_res_channels: int = 0,
+        low_res_method: str = "bilinear",
         widths: Sequence[int] = (320, 640, 1280, 1280),
         blocks: int = 2,
         depths: Sequence[int] = (1, 1, 1, 0),
@@ -99,6 +101,7 @@ class CondUNet(Module):
         layers.check_positive(text_width=text_width, eps=eps, groups=groups)
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
         self.low_res_channels, self.text_width = low_res_channels, text_width
+        self.low_res_method = choose("low_res_method", low_res_method, METHODS)
         self.added_width, self.added_channels = added_width, added_channels
         self.num_classes, self.guidance_channels = num_classes, guidance_channels
         self.channels, self.time_scale = widths[0], time_scale
@@ -197,7 +200,8 @@ class CondUNet(Module):
         def apply(block: nnx.Module, h: jax.Array) -> jax.Array:
             return run(block, h, embedding, None, remat=self.remat)
 
-        h = self.stem(with_low_res(self, x.astype(self.dtype), cond, self.low_res_channels))
+        low_res = self.low_res_channels, self.low_res_method
+        h = self.stem(with_low_res(self, x.astype(self.dtype), cond, *low_res))
         skips = [h]
         for stage in self.encoder:
             for index, block in enumerate(stage.blocks):

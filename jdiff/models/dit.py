@@ -18,6 +18,7 @@ from jdiff.models import layers, stacked
 from jdiff.models.dit_blocks import BLOCKS, linear
 from jdiff.models.initializers import normal, param, zeros
 from jdiff.models.layers import LayerNorm, layer_norm, run
+from jdiff.models.low_res import METHODS, with_low_res
 from jdiff.models.module import Module
 from jdiff.models.remat import named
 from jdiff.models.scalars import Scalars
@@ -29,16 +30,21 @@ class DiT(Module):
     """A DiT `model(x [B, H, W, C], t [B], cond, key=None) -> [B, H, W, out_channels]` float32.
 
     `cond` holds "label" (int [B]) if `num_classes`; the index `num_classes` is the null label. H
-    and W may be any multiple of `patch`. There is no dropout, so `key` has no effect.
+    and W may be any multiple of `patch`. With `low_res_channels` it also holds "low_res" [B, h, w,
+    low_res_channels] of any size, which is enlarged to H x W and set behind the channels of x.
+    There is no dropout, so `key` has no effect.
 
     Args:
+        in_channels: of x alone, without those of "low_res".
+        low_res_method: how that is enlarged: "bilinear", "bicubic" or "nearest".
         patch: side of a patch in pixels.
         width: channels of a token; a multiple of 4 and of `heads`.
         depth: number of blocks.
         block: how the blocks are told t and the label: "adaln_zero", "adaln", "cross_attention" or
             "in_context" (`jdiff.models.dit_blocks`).
         image_size: side of the training images; positions in others are spread over its grid. If
-            None, neighbouring patches are 1 apart in any image.
+            None, neighbouring patches are 1 apart in any image. Either way, other sizes are
+            positions that training did not see: what is trained on crops is best convolutional.
         scalars: further numbers in `cond`, embedded like t; ("t-s",) makes it a flow map. See
             `Scalars`.
         time_scale: multiplies t (and the scalars) ahead of its embedding.
@@ -58,6 +64,8 @@ class DiT(Module):
         *,
         in_channels: int = 3,
         out_channels: int | None = None,
+        low_res_channels: int = 0,
+        low_res_method: str = "bilinear",
         patch: int = 2,
         width: int = 384,
         depth: int = 12,
@@ -78,7 +86,8 @@ class DiT(Module):
         layers.grid_embedding(1, 1, width)  # raises if the width has none
         check_image_size(image_size, patch)
         self.patch, self.in_channels, self.image_size = patch, in_channels, image_size
-        self.out_channels = out_channels or in_channels
+        self.out_channels, self.low_res_channels = out_channels or in_channels, low_res_channels
+        self.low_res_method = choose("low_res_method", low_res_method, METHODS)
         self.width, self.num_classes, self.time_scale = width, num_classes, time_scale
         dtype = layers.float_dtype(dtype)
         self.dtype, self.scan, self.remat = dtype, scan, named(remat)
@@ -86,7 +95,8 @@ class DiT(Module):
 
         kinds = {"dtype": dtype, "rngs": rngs}
         axes = (None, "embed")
-        self.embed_patches = linear(patch**2 * in_channels, width, axes=axes, **kinds)
+        into = patch**2 * (in_channels + low_res_channels)
+        self.embed_patches = linear(into, width, axes=axes, **kinds)
         self.make_embedders(scalars, rngs)
         hidden = int(mlp_ratio * width)
         make = functools.partial(self.block, width, heads, hidden, dtype=dtype, **more)
@@ -147,6 +157,7 @@ class DiT(Module):
             num_classes=self.num_classes,
         )
         rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
+        x = with_low_res(self, x, cond, self.low_res_channels, self.low_res_method)
         h = self.embed_patches(patchify(x, self.patch))
         spacing = grid_spacing(rows, columns, self.image_size, self.patch)
         h = h + layers.grid_embedding(rows, columns, self.width, spacing).astype(self.dtype)

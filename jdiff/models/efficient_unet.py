@@ -16,7 +16,7 @@ from flax import nnx
 from jdiff.errors import choose
 from jdiff.models import layers
 from jdiff.models.layers import GroupNorm, run
-from jdiff.models.low_res import with_low_res
+from jdiff.models.low_res import METHODS, with_low_res
 from jdiff.models.module import Module
 from jdiff.models.remat import named
 from jdiff.models.scalars import Scalars
@@ -30,7 +30,8 @@ INIT = INITS["adm"]
 class EfficientUNet(Module):
     """A U-Net `model(x [B, H, W, C], t [B], cond, key=None) -> [B, H, W, out_channels]` float32.
 
-    H and W are multiples of the product of `strides`. `cond` holds
+    H and W are any multiples of the product of `strides`: trained on crops, it serves whole images.
+    `cond` holds
 
     - "low_res" [B, h, w, low_res_channels] if those: it is enlarged to H x W;
     - "text" [B, L, text_width] if that, and optionally "text_mask" bool [B, L];
@@ -38,6 +39,7 @@ class EfficientUNet(Module):
 
     Args:
         in_channels: of x alone, without those of "low_res".
+        low_res_method: how that is enlarged: "bilinear", "bicubic" or "nearest".
         widths: channels of each level.
         blocks: residual blocks of each level, on the way down and again on the way up.
         strides: by which each level divides the resolution, 1 or 2.
@@ -62,6 +64,7 @@ class EfficientUNet(Module):
         in_channels: int = 3,
         out_channels: int | None = None,
         low_res_channels: int = 0,
+        low_res_method: str = "bilinear",
         widths: Sequence[int] = (128, 256, 512, 1024),
         blocks: Sequence[int] = (2, 4, 8, 8),
         strides: Sequence[int] = (2, 2, 2, 2),
@@ -92,6 +95,7 @@ class EfficientUNet(Module):
         self.multiple = math.prod(strides)
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
         self.low_res_channels, self.text_width = low_res_channels, text_width
+        self.low_res_method = choose("low_res_method", low_res_method, METHODS)
         self.dropout, self.time_scale = dropout, time_scale
         self.dtype, self.remat = layers.float_dtype(dtype), named(remat)
 
@@ -171,7 +175,8 @@ class EfficientUNet(Module):
                 h = run(level.attention, h, text, mask, remat=self.remat)
             return h
 
-        h = self.stem(with_low_res(self, x.astype(self.dtype), cond, self.low_res_channels))
+        low_res = self.low_res_channels, self.low_res_method
+        h = self.stem(with_low_res(self, x.astype(self.dtype), cond, *low_res))
         skips = []
         for level in self.encoder:
             if level.resample is not None:

@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jdiff.errors import choose
 from jdiff.models import layers, rope, stacked
 from jdiff.models.attention import Attention
 from jdiff.models.dit import patchify, unpatchify
 from jdiff.models.dit_blocks import linear
 from jdiff.models.initializers import normal, param, zeros
 from jdiff.models.layers import RMSNorm, run
+from jdiff.models.low_res import METHODS, with_low_res
 from jdiff.models.module import Module
 from jdiff.models.remat import named
 from jdiff.models.scalars import Scalars
@@ -33,9 +35,13 @@ class JiT(Module):
     """A JiT `model(x [B, H, W, C], t [B], cond, key=None) -> [B, H, W, out_channels]` float32.
 
     `cond` holds "label" (int [B]) if `num_classes`; the index `num_classes` is the null label. H
-    and W may be any multiple of `patch`. There is no dropout, so `key` has no effect.
+    and W may be any multiple of `patch`; neighbouring patches are 1 apart in any image. With
+    `low_res_channels` it also holds "low_res" [B, h, w, low_res_channels] of any size, which is
+    enlarged to H x W and set behind the channels of x. There is no dropout, so `key` has no effect.
 
     Args:
+        in_channels: of x alone, without those of "low_res".
+        low_res_method: how that is enlarged: "bilinear", "bicubic" or "nearest".
         patch: side of a patch in pixels.
         bottleneck: channels between the two linear layers that embed a patch.
         width: channels of a token; a multiple of 4 * `heads`.
@@ -62,6 +68,8 @@ class JiT(Module):
         *,
         in_channels: int = 3,
         out_channels: int | None = None,
+        low_res_channels: int = 0,
+        low_res_method: str = "bilinear",
         patch: int = 16,
         bottleneck: int = 128,
         width: int = 768,
@@ -91,7 +99,8 @@ class JiT(Module):
         if context and not 0 < context_start < depth:
             raise ValueError(f"context_start={context_start} must be between 1 and depth - 1")
         self.patch, self.in_channels, self.width, self.heads = patch, in_channels, width, heads
-        self.out_channels = out_channels or in_channels
+        self.out_channels, self.low_res_channels = out_channels or in_channels, low_res_channels
+        self.low_res_method = choose("low_res_method", low_res_method, METHODS)
         self.num_classes, self.context, self.time_scale = num_classes, context, time_scale
         self.dtype, self.scan, self.remat = layers.float_dtype(dtype), scan, named(remat)
 
@@ -100,7 +109,8 @@ class JiT(Module):
         first = functools.partial(layer, 256, width, axes=(None, "embed"))
         second = functools.partial(layer, width, width, axes=("embed", None))
         table = functools.partial(param, rngs, rule=normal(0.02), axes=(None, "embed"))
-        self.patches1 = linear(patch**2 * in_channels, bottleneck, bias_init=None, **kinds)
+        into = patch**2 * (in_channels + low_res_channels)
+        self.patches1 = linear(into, bottleneck, bias_init=None, **kinds)
         self.patches2 = linear(bottleneck, width, axes=(None, "embed"), **kinds)
         self.time1, self.time2 = first(), second()
         self.label = table(shape=(num_classes + 1, width)) if num_classes else None
@@ -145,6 +155,7 @@ class JiT(Module):
         half = self.width // self.heads // 2
         turn = rope.angles(rope.grid(range(rows), range(columns)), (half, half))
 
+        x = with_low_res(self, x, cond, self.low_res_channels, self.low_res_method)
         h = self.patches2(self.patches1(patchify(x, self.patch)))
         h = h + layers.grid_embedding(rows, columns, self.width).astype(self.dtype)
         h = self._run(self.blocks, hold(h), c, turn)

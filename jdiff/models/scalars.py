@@ -1,6 +1,9 @@
-"""Numbers besides t that condition a network: a flow map's target time, a guidance scale."""
+"""Numbers besides t that condition a network: a flow map's target time, a guidance scale.
 
-from collections.abc import Callable, Mapping, Sequence
+Also the level of the noise on a small image ("aug_level", see docs/cascades.md).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 from flax import nnx
@@ -36,19 +39,30 @@ class Scalars(Module):
             ValueError: if an entry is missing from cond or is not [B].
         """
         total = 0.0
-        for name, (one, two) in zip(self.names, self.layers):
-            entry = name.removeprefix("t-")
-            if entry not in cond:
-                of_maps = "Flow maps are sampled with solvers.flow_map(), which sets cond['s']"
-                raise ValueError(
-                    f"the network takes scalars={self.names}: it needs cond[{entry!r}], numbers of "
-                    f"shape [B]; cond has {sorted(cond)}. {of_maps if entry == 's' else ''}".strip()
-                )
-            value = cond[entry]
-            if value.shape != t.shape:
-                raise ValueError(
-                    f"cond[{entry!r}] has shape {list(value.shape)}, not [B] = {list(t.shape)}"
-                )
-            value = value if entry == name else t - value
+        for value, (one, two) in zip(numbers(self.names, t, cond), self.layers):
             total = total + two(jax.nn.silu(one(waves(value))))
         return total
+
+
+def numbers(
+    names: Sequence[str], t: jax.Array, cond: Mapping[str, jax.Array]
+) -> Iterator[jax.Array]:
+    """The numbers of these names, `[B]` each.
+
+    Raises:
+        ValueError: if an entry is missing from cond or is not [B].
+    """
+    for name in names:
+        entry = name.removeprefix("t-")
+        if entry not in cond:
+            of_maps = "Flow maps are sampled with solvers.flow_map(), which sets cond['s']"
+            raise ValueError(
+                f"the network takes scalars={tuple(names)}: it needs cond[{entry!r}], numbers of "
+                f"shape [B]; cond has {sorted(cond)}. {of_maps if entry == 's' else ''}".strip()
+            )
+        value = cond[entry]
+        if value.shape != t.shape:
+            raise ValueError(
+                f"cond[{entry!r}] has shape {list(value.shape)}, not [B] = {list(t.shape)}"
+            )
+        yield value if entry == name else t - value

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jdiff.errors import choose
 from jdiff.models import layers
 from jdiff.models.initializers import normal, zeros
 from jdiff.models.layers import Conv, GroupNorm, Linear, run
-from jdiff.models.low_res import with_low_res
+from jdiff.models.low_res import METHODS, with_low_res
 from jdiff.models.module import Module
 from jdiff.models.remat import named
 from jdiff.models.scalars import Scalars
@@ -38,15 +39,17 @@ class UNet(Module):
 
     `cond` may hold "label" (int [B], required if `num_classes`; the index `num_classes` stands for
     no label and adds nothing) and "augment" (float [B, augment_dim]; absent means zero). A `key`
-    switches dropout on. H and W may be any multiple of 2^(levels - 1). With `low_res_channels`,
+    switches dropout on. H and W may be any multiple of 2^(levels - 1), whatever the `image_size`:
+    which levels attend does not depend on them. With `low_res_channels`,
     `cond` holds the image "low_res" [B, h, w, low_res_channels] of any size: it is enlarged to
     H x W and set behind the channels of x. With `text_width`, pixels that attend see the tokens of
     "text" [B, L, text_width] too, where "text_mask" (bool [B, L], absent for all) is True, and
     their pooled vector is added to the embedding (Imagen's base network).
 
     Args:
-        image_size: the resolution that `attention_sizes` refers to.
+        image_size: the resolution that `attention_sizes` refers to; with training on crops, theirs.
         in_channels: of x alone, without those of "low_res".
+        low_res_method: how that is enlarged: "bilinear", "bicubic" or "nearest".
         channels: width of the first level, multiplied by `multipliers` at each level.
         blocks: residual blocks a level (the decoder has one more).
         attention_sizes: resolutions with self-attention; the middle always has it.
@@ -73,6 +76,7 @@ class UNet(Module):
         in_channels: int = 3,
         out_channels: int | None = None,
         low_res_channels: int = 0,
+        low_res_method: str = "bilinear",
         channels: int = 128,
         multipliers: Sequence[float] = (1, 2, 2, 2),
         blocks: int = 4,
@@ -107,6 +111,7 @@ class UNet(Module):
         self.style, self.remat, self.dtype = s, named(remat), layers.float_dtype(dtype)
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
         self.low_res_channels, self.text_width = low_res_channels, text_width
+        self.low_res_method = choose("low_res_method", low_res_method, METHODS)
         self.num_classes, self.augment_dim, self.dropout = num_classes, augment_dim, dropout
         self.time_scale, self.time_channels = time_scale, channels * s.time_width
         self.frequencies = None
@@ -206,7 +211,8 @@ class UNet(Module):
         def apply(block: nnx.Module, h: jax.Array) -> jax.Array:
             return run(block, h, embedding, next(keys, None), text, mask, remat=self.remat)
 
-        aux = with_low_res(self, x.astype(self.dtype), cond, self.low_res_channels)
+        low_res = self.low_res_channels, self.low_res_method
+        aux = with_low_res(self, x.astype(self.dtype), cond, *low_res)
         h = self.stem(aux)
         skips = [h]
         for stage in self.encoder:

@@ -2,6 +2,8 @@
 
 Sources: DDPM (Ho et al. 2020), iDDPM (Nichol and Dhariwal 2021), and DDPM++, NCSN++ (Song et al.
 2021) and ADM (Dhariwal and Nichol 2021) as configured by EDM (Karras et al. 2022, appendix F.2).
+Of SR3 (Saharia et al. 2021, section 2.3) no code is published: BigGAN's residual blocks in DDPM's
+U-Net, residual sums scaled by sqrt(1/2); the rest is as in iDDPM.
 """
 
 import dataclasses
@@ -91,6 +93,14 @@ STYLES: Mapping[str, Style] = {
         heads=4,
         resample="conv",
         down_padding=1,
+        init="adm",
+    ),
+    "sr3": Style(
+        time="cos_sin",
+        label="after",
+        scale_shift=True,
+        skip_scale=math.sqrt(0.5),
+        eps=1e-5,
         init="adm",
     ),
 }

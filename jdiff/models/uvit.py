@@ -7,19 +7,22 @@ first half, as the levels of a U-Net do.
 
 import difflib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jdiff.errors import choose
 from jdiff.models import layers, stacked
 from jdiff.models.attention import Attention
 from jdiff.models.dit import check_image_size, patchify, unpatchify
 from jdiff.models.initializers import kaiming_uniform, normal, param
 from jdiff.models.layers import Conv, LayerNorm, Linear, run
+from jdiff.models.low_res import METHODS, with_low_res
 from jdiff.models.module import Module
 from jdiff.models.remat import named
+from jdiff.models.scalars import numbers
 from jdiff.parallel import tokens as sequences
 from jdiff.parallel.layout import TRANSFORMER
 from jdiff.parallel.tokens import hold
@@ -30,18 +33,23 @@ class UViT(Module):
 
     H = W = `image_size`, since the positions are learned. `cond` holds "label" (int [B]) if
     `num_classes`; the index `num_classes` is the null label. With `text_width` it holds "text"
-    `[B, text_tokens, text_width]`. There is no dropout, so `key` has no effect.
+    `[B, text_tokens, text_width]`, with `low_res_channels` "low_res" [B, h, w, low_res_channels] of
+    any size, which is enlarged to H x W and set behind the channels of x. There is no dropout, so
+    `key` has no effect.
 
     Args:
-        image_size: side of the images.
+        image_size: side of the images; what is trained on crops cannot serve whole images.
+        in_channels: of x alone, without those of "low_res".
+        low_res_method: how that is enlarged: "bilinear", "bicubic" or "nearest".
         patch: side of a patch in pixels.
         width: channels of a token; a multiple of 2 and of `heads`.
         depth: number of blocks, odd: the middle one has no skip.
         text_width: channels of the text embeddings; 0 for no text.
         text_tokens: their number.
+        scalars: further numbers in `cond`, a token each, made like that of t; see `Scalars`.
         last_conv: whether a 3 x 3 convolution follows the tokens' way back to pixels, which removes
             seams between patches.
-        time_scale: multiplies t ahead of its embedding, which is a token as it is.
+        time_scale: multiplies t (and the scalars) ahead of its embedding, a token as it is.
         dtype: of the activations; parameters, norms, softmax and the time embedding stay float32.
         scan: stack the blocks and scan over them: `stack_blocks(params, ("encoder", "decoder"))`
             converts weights.
@@ -60,6 +68,8 @@ class UViT(Module):
         image_size: int,
         in_channels: int = 3,
         out_channels: int | None = None,
+        low_res_channels: int = 0,
+        low_res_method: str = "bilinear",
         patch: int = 2,
         width: int = 512,
         depth: int = 13,
@@ -68,6 +78,7 @@ class UViT(Module):
         num_classes: int = 0,
         text_width: int = 0,
         text_tokens: int = 77,
+        scalars: Sequence[str] = (),
         last_conv: bool = True,
         time_scale: float = 1.0,
         dtype: str | jnp.dtype = "float32",
@@ -86,17 +97,21 @@ class UViT(Module):
             )
         self.image_size, self.patch, self.in_channels = image_size, patch, in_channels
         self.width, self.num_classes, self.time_scale = width, num_classes, time_scale
+        self.low_res_channels, self.scalars = low_res_channels, tuple(scalars)
+        self.low_res_method = choose("low_res_method", low_res_method, METHODS)
         self.text_shape = (text_tokens, text_width) if text_width else None
         self.dtype, self.scan, self.remat = layers.float_dtype(dtype), scan, named(remat)
         out_channels = out_channels or in_channels
 
         layer = functools.partial(_linear, dtype=self.dtype, rngs=rngs)
         table = functools.partial(param, rngs, axes=(None, "embed"))
-        into, torch = patch**2 * in_channels, kaiming_uniform(patch**2 * in_channels, 3**-0.5)
+        into = patch**2 * (in_channels + low_res_channels)
+        torch = kaiming_uniform(into, 3**-0.5)
         self.embed_patches = layer(into, width, init=torch, bias_init=torch, axes=(None, "embed"))
         self.label = table((num_classes + 1, width), normal(1.0)) if num_classes else None
         self.text = layer(text_width, width, axes=("text", "embed")) if text_width else None
-        self.others = 1 + bool(num_classes) + (text_tokens if text_width else 0)
+        numbered = 1 + len(self.scalars) + bool(num_classes)
+        self.others = numbered + (text_tokens if text_width else 0)
         places = self.others + (image_size // patch) ** 2
         self.places = table((places, width), normal(0.02))
 
@@ -138,8 +153,10 @@ class UViT(Module):
         if x.shape[1:3] != (self.image_size,) * 2:
             raise ValueError(
                 f"UViT with image_size={self.image_size} has learned the positions of that size, "
-                f"not of {x.shape[1]} x {x.shape[2]}"
+                f"not of {x.shape[1]} x {x.shape[2]}: trained on crops it cannot serve whole "
+                "images, as UNet and EfficientUNet do"
             )
+        x = with_low_res(self, x, cond, self.low_res_channels, self.low_res_method)
         h = self.embed_patches(patchify(x, self.patch))
         tokens = [token.astype(h.dtype) for token in self._tokens(t, cond)]
         places = self.places[...].astype(h.dtype)
@@ -155,8 +172,10 @@ class UViT(Module):
         return (y if self.out_conv is None else self.out_conv(y)).astype(jnp.float32)
 
     def _tokens(self, t: jax.Array, cond: Mapping[str, jax.Array]) -> list[jax.Array]:
-        """The label, t and the text as tokens `[B, N, width]`, in this order."""
-        tokens = [layers.sinusoidal(t, self.width, scale=self.time_scale)[:, None]]
+        """The label, t, the scalars and the text as tokens `[B, N, width]`, in this order."""
+        told = [t, *numbers(self.scalars, t, cond)]
+        waves = [layers.sinusoidal(n, self.width, scale=self.time_scale) for n in told]
+        tokens = [wave[:, None] for wave in waves]
         if self.label is not None:
             tokens.insert(0, jnp.take(self.label[...], cond["label"], axis=0, mode="fill")[:, None])
         if self.text is None:

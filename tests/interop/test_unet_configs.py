@@ -141,6 +141,8 @@ def test_networks_that_their_config_cannot_say(family, fields, message):
         (cond_unet, models.sd2(in_channels=4, low_res_channels=5, guidance_channels=256)),
         (unet2d, models.ddpm_cifar10(style=SPELLED, num_classes=10)),
         (unet2d, models.ddpm_cifar10(in_channels=1, out_channels=2, low_res_channels=4)),
+        (cond_unet, models.sd_upscaler(low_res_method="nearest")),
+        (unet2d, models.ddpm_cifar10(in_channels=3, low_res_channels=3, low_res_method="bicubic")),
     ],
 )
 def test_the_network_written_is_the_network_read(family, changes):

@@ -206,7 +206,8 @@ def test_bfloat16_is_close_and_keeps_the_embedding_exact():
 def test_a_level_need_not_change_the_resolution():
     changes = {"strides": (1, 2), "text_attention": (False, False), "text_width": 0}
     apply, shapes = models.abstract(functools.partial(small, **changes))
-    out = jax.eval_shape(apply, shapes, X[:, :6, :2], T, cond())
+    given = cond(low_res=cond()["low_res"][:, :, :2])
+    out = jax.eval_shape(apply, shapes, X[:, :6, :2], T, given)
     assert out.shape == (3, 6, 2, 2)
     assert "resample" not in shapes["encoder"]["0"]
     assert "pool" not in shapes

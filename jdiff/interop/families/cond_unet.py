@@ -92,6 +92,7 @@ def fields_from_config(config: Mapping[str, Any]) -> tuple[type, dict[str, Any]]
         "in_channels": c["in_channels"] - low_res,
         "out_channels": c["out_channels"],
         "low_res_channels": low_res,
+        "low_res_method": config.get("low_res_method", "bilinear"),
         "widths": widths,
         "blocks": _equal(c, "layers_per_block"),
         "depths": tuple(depth if attend else 0 for depth, attend in zip(layers, attends)),
@@ -150,6 +151,8 @@ def config_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
     if f["low_res_channels"] != max(0, in_channels - out_channels):
         config["low_res_channels"] = f["low_res_channels"]  # not to be told from the others
+    if f["low_res_method"] != "bilinear":
+        config["low_res_method"] = f["low_res_method"]  # theirs is enlarged ahead of the network
     return config
 
 

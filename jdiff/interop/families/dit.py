@@ -65,7 +65,7 @@ def config_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         UserError: for a field that the checkpoints' network has not.
     """
     f = _given(UntiedDiT, DiT) | dict(fields)
-    check_written(CLS, f, {"time_scale": 1.0, "mlp_ratio": 4.0})
+    check_written(CLS, f, {"time_scale": 1.0, "mlp_ratio": 4.0, "low_res_channels": 0})
     if f["image_size"] is None:
         raise UserError(f"{CLS} has one size of images: give image_size, e.g. 32.")
     return SERVED | {

@@ -66,7 +66,7 @@ UP = {"conv": ("AttnUpBlock2D", "UpBlock2D"), "resnet": ("AttnUpBlock2D", "Resne
 
 #: The fields of `UNet` that a config says, and those that are chosen when it is opened.
 SAID = ("image_size", "in_channels", "out_channels", "low_res_channels", "channels", "multipliers")
-SAID += ("blocks", "attention_sizes", "num_classes", "dropout", "style")
+SAID += ("low_res_method", "blocks", "attention_sizes", "num_classes", "dropout", "style")
 CHOSEN = ("dtype", "remat", "frequencies")
 
 
@@ -121,6 +121,7 @@ def fields_from_config(config: Mapping[str, Any]) -> tuple[type, dict[str, Any]]
         "in_channels": c["in_channels"] - low_res,
         "out_channels": c["out_channels"],
         "low_res_channels": low_res,
+        "low_res_method": config.get("low_res_method", "bilinear"),
         "channels": widths[0],
         "multipliers": tuple(int(r) if r.denominator == 1 else float(r) for r in ratios),
         "blocks": c["layers_per_block"],
@@ -191,6 +192,8 @@ def config_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
     if f["low_res_channels"] != max(0, in_channels - out_channels):
         config["low_res_channels"] = f["low_res_channels"]  # not to be told from the others
+    if f["low_res_method"] != "bilinear":
+        config["low_res_method"] = f["low_res_method"]  # theirs is enlarged ahead of the network
     return config
 
 
