@@ -5,6 +5,7 @@ WORKDIR/cascade.json (the whole config)  WORKDIR/stage0  WORKDIR/stage1 ... (run
 
 import dataclasses
 import json
+import operator
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -224,11 +225,14 @@ def finished(
     steps = runs.read_config(workdir).train.steps  # as it was asked for then
     if steps < config.train.steps or not evaluate:
         return steps >= config.train.steps
-    try:
-        measured = json.loads((workdir / "evaluation.json").read_text())
-        return measured["settings"]["step"] >= steps
-    except (OSError, ValueError, KeyError):
-        return False
+    return _evaluation(workdir).get("settings", {}).get("step", -1) >= steps
+
+
+def measured(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
+    """Whether the cascade as a whole is evaluated, after the last step of every stage."""
+    steps = [row["settings"].get("step", -1) for row in _evaluation(workdir).get("stages", ())]
+    wanted = [part.train.steps for part in parts(config)]
+    return len(steps) == len(wanted) and all(map(operator.ge, steps, wanted))
 
 
 def load_cascade(
@@ -327,6 +331,14 @@ def _size(
             round(height * low_res.factor), round(width * low_res.factor), info.shape[-1]
         )  # fmt: skip
     return tuple(info.shape)
+
+
+def _evaluation(workdir: pathlib.Path) -> dict[str, Any]:
+    """evaluation.json; nothing if there is none, or it cannot be read."""
+    try:
+        return json.loads((workdir / "evaluation.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _each(name: str, given: Any, count: int, kind: type) -> list[Any]:

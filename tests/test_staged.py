@@ -31,6 +31,7 @@ def stage(name, size, **fields):
     c.name = name
     c.data.update({"size": size, "resample": "box"})
     c.model.update({"name": "dit", "width": 16, "depth": 1, "heads": 2})
+    c.sampling.solver = {"name": "euler"}
     c.sampling.grid.steps = 2
     c.sampling.batch = 8
     c.train.update(

@@ -24,9 +24,10 @@ The same command on the same directory resumes where training stopped, bit for b
 stopped it. Ctrl-C, SIGTERM and SIGUSR1 save first. A directory that belongs to another config is
 left alone.
 
-Of a cascade's config (docs/cascades.md), one after the other is trained, each in a directory of its
-own, WORKDIR/stage0, WORKDIR/stage1, ...; those that are finished are passed over. --config.stage=1
-trains that one alone, so that stages can be trained at once, each by a command of its own.
+The stages of a cascade's config (docs/cascades.md) are trained one after the other, each in a
+directory of its own, WORKDIR/stage0, WORKDIR/stage1, ...; those that are finished are passed over,
+and in the end the cascade is evaluated as a whole. --config.stage=1 trains that one alone, so that
+stages can be trained at the same time, each by a command of its own.
 
 On many hosts, start the same command once a host; see "many hosts" below."""
 EXAMPLES = """\
@@ -49,7 +50,8 @@ WORKDIR then holds:
   classifier.safetensors        the classifier of the real training split that judges samples
   evaluation.json, report.html  the figures, and everything on one page
 
-A cascade's WORKDIR holds cascade.json, its config, and such a directory for each stage."""
+A cascade's WORKDIR holds cascade.json, its config, such a directory for each stage, and the
+evaluation.json, pictures/ and report.html of the whole."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +104,7 @@ def _cascade(args: argparse.Namespace, settings: Any, console: Any) -> int:
         staged.check(settings)
     if hosts.line().first:
         staged.claim(args.workdir, settings)
+    begun = False
     for k in range(len(parts)) if only is None else [only]:
         where = staged.folder(args.workdir, k)
         said = f"stage {k} of {len(parts)}, {parts[k].name}: "
@@ -112,6 +115,22 @@ def _cascade(args: argparse.Namespace, settings: Any, console: Any) -> int:
         _tell(console, said + str(where))
         if code := _one(args, parts[k], where, console):
             return code
+        begun = True
+    return exits.OK if only is not None else _whole(args, settings, console, anew=begun)
+
+
+def _whole(args: argparse.Namespace, settings: Any, console: Any, *, anew: bool) -> int:
+    """Evaluates and reports a cascade whose stages are trained; `anew`: whatever was measured."""
+    from jdiff import report, staged
+    from jdiff.assess_cascade import assess_cascade, table
+    from jdiff.parallel import hosts
+    from jdiff.training.checkpoints import any_process
+
+    if not args.no_evaluate and any_process(anew or not staged.measured(args.workdir, settings)):
+        opened = staged.load_cascade(args.workdir)
+        console.print(table(assess_cascade(opened, console=console)))
+    if hosts.line().first:
+        _tell(console, f"report   {report.write_cascade(args.workdir)}")
     return exits.OK
 
 
