@@ -80,5 +80,5 @@ def _kernel(sigma: Array, half: int) -> Array:
     """Weights `[B, 2 half + 1]` that sum to 1; any for sigma = 0."""
     offset = jnp.arange(-half, half + 1, dtype=sigma.dtype)
     width = jnp.where(sigma == 0, 1.0, sigma)[:, None]
-    weights = jnp.exp(-0.5 * (offset / width) ** 2)
+    weights = jnp.exp(-0.5 * (offset * (1.0 / width)) ** 2)
     return weights / weights.sum(1, keepdims=True)

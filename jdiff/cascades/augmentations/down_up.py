@@ -26,19 +26,13 @@ class DownUp(Degradation):
 
     def apply(self, keys: Array, images: Array, level: Array) -> Array:
         """Each side n by way of round(n / 2^level) pixels, at least one; the keys are not used."""
-        there_and_back = jax.vmap(self._matrix, (0, None))
-        rows = there_and_back(level, images.shape[1])
-        columns = there_and_back(level, images.shape[2])
-        return jnp.einsum(
-            "bih,bjw,bhwc->bijc", rows, columns, images, precision=jax.lax.Precision.HIGHEST
-        )
-
-    def _matrix(self, level: Array, n: int) -> Array:
-        """The whole way of one side `[n, n]`."""
-        m = jnp.clip(jnp.round(n * jnp.exp2(-level)), 1, n)
-        n_ = jnp.asarray(n, m.dtype)
-        to, back = _WEIGHTS[self.down](n_, m, n), _WEIGHTS[self.up](m, n_, n)
-        return jnp.matmul(back, to, precision=jax.lax.Precision.HIGHEST)
+        for axis in (1, 2):
+            n = images.shape[axis]
+            whole = jnp.full_like(level, n)
+            part = jnp.clip(jnp.round(n * jnp.exp2(-level)), 1, n)
+            for name, a, b in ((self.down, whole, part), (self.up, part, whole)):
+                images = _along(jax.vmap(_WEIGHTS[name], (0, 0, None))(a, b, n), images, axis)
+        return images
 
 
 def down_up(
@@ -73,6 +67,17 @@ def down_up(
     return DownUp(low, high, share, down, up, tells)
 
 
+def _along(weights: Array, images: Array, axis: int) -> Array:
+    """Each image's own weights `[B, n, n]` applied along an axis.
+
+    A sum apart from what surrounds it: the rounding of a matrix product, and of what is fused,
+    depends on the batch's size.
+    """
+    weights, images = jax.lax.optimization_barrier((weights, images))
+    x = jnp.moveaxis(images, axis, 1)
+    return jnp.moveaxis((weights[..., None, None] * x[:, None]).sum(2), 1, axis)
+
+
 def _bilinear(a: Array, b: Array, n: int) -> Array:
     return _filtered(lambda d: jnp.maximum(1.0 - d, 0.0), a, b, n)
 
@@ -93,7 +98,7 @@ def _filtered(kernel: Callable[[Array], Array], a: Array, b: Array, n: int) -> A
     Rows from b on are of no use: they meet columns of zeros on the way back.
     """
     row, column = _pixels(a.dtype, n)
-    distance = jnp.abs((row + 0.5) * a / b - 0.5 - column) / jnp.maximum(a / b, 1.0)
+    distance = jnp.abs((row + 0.5) * (a / b) - 0.5 - column) * jnp.minimum(b / a, 1.0)
     weights = jnp.where(column < a, kernel(distance), 0.0)
     return weights / jnp.where(row < b, weights.sum(1, keepdims=True), 1.0)
 
@@ -101,14 +106,14 @@ def _filtered(kernel: Callable[[Array], Array], a: Array, b: Array, n: int) -> A
 def _area(a: Array, b: Array, n: int) -> Array:
     """The share of each of a pixels in what one of b covers."""
     row, column = _pixels(a.dtype, n)
-    step = a / b
-    end, start = (jnp.clip(edge * step, column, column + 1.0) for edge in (row + 1.0, row))
-    return (end - start) / step
+    end, start = (jnp.clip(edge * (a / b), column, column + 1.0) for edge in (row + 1.0, row))
+    return (end - start) * (b / a)
 
 
 def _nearest(a: Array, b: Array, n: int) -> Array:
     row, column = _pixels(a.dtype, n)
-    return (column == jnp.floor((row + 0.5) * a / b)).astype(a.dtype)
+    place = (row + 0.5) * (a / b) + 1e-4  # of two as near, the later, however a / b is rounded
+    return (column == jnp.floor(place)).astype(a.dtype)
 
 
 def _pixels(dtype: Any, n: int) -> tuple[Array, Array]:
@@ -116,5 +121,6 @@ def _pixels(dtype: Any, n: int) -> tuple[Array, Array]:
     return jnp.arange(n, dtype=dtype)[:, None], jnp.arange(n, dtype=dtype)
 
 
-# name -> (a, b, n) -> weights [n, n], the first b rows of which make b pixels of the first a
+# name -> (a, b, n) -> weights [n, n], the first b rows of which make b pixels of the first a.
+# Factors are a / b and b / a: x / a for one sample is x (1 / a) to the compiler, for two it is not.
 _WEIGHTS = {"area": _area, "bilinear": _bilinear, "bicubic": _bicubic, "nearest": _nearest}
