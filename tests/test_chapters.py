@@ -24,6 +24,7 @@ BLOCK = re.compile(r"```python\n(.*?)```", re.S)
         "profiling.md",
         "scale.md",
         "long_sequences.md",
+        "cascades.md",
     ],
 )
 def test_the_code_of_a_chapter_runs(chapter):

@@ -68,7 +68,6 @@ class Cascade:
         One batch of images is in memory. The same arguments and errors.
         """
         keys = [jax.random.fold_in(key, k) for k in range(len(self.stages))]
-        keys = [jax.random.fold_in(key, k) for k in range(len(self.stages))]
         grids = [self._times(k) for k in range(len(self.stages))]
         batches = self._batches(self.stages, num, batch, sharding, ids=ids, cond=cond)
         for keep, (some, told) in batches:

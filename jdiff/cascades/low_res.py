@@ -81,10 +81,8 @@ class LowRes:
         Returns:
           {"low_res": `[B, h, w, C]`}, and "aug_level" `[B]` if the augmentation tells it.
         """
-        # Apart from what surrounds it: fused with that, the last bit might differ.
-        small, level = jax.lax.optimization_barrier((small, _each(level, small)))
-        augmented = self.augmentation(keys, small, level)
-        return self.told(jax.lax.optimization_barrier(augmented), level)
+        level = _each(level, small)
+        return self.told(_augmented(self.augmentation, keys, small, level), level)
 
     def told(self, augmented: Array, level: PyTree) -> dict[str, Array]:
         """The same of images that are augmented already, as the state of a stage that stopped."""
@@ -152,6 +150,12 @@ def low_res(
             "cascades.augmentations.gaussian()."
         )
     return LowRes(augmentation, factor, down, choose("low_res: up", up, UP), bool(residual))
+
+
+@jax.jit
+def _augmented(augmentation: Augmentation, keys: Array, small: Array, level: PyTree) -> Array:
+    """Compiled wherever it is called, as operations one by one differ in the last bit."""
+    return augmentation(keys, small, level)
 
 
 def _each(level: PyTree, images: Array) -> PyTree:

@@ -117,6 +117,8 @@ def test_sampling_augments_as_training_bit_for_bit(kind):
     levels = jax.tree.map(lambda s: jnp.full(5, s), level)
     trained, _ = _trained(low, keys, images, levels)
     np.testing.assert_array_equal(sampled, trained["low_res"])
+    by_hand = low.condition(keys, small, level)["low_res"]  # outside of any program
+    np.testing.assert_array_equal(by_hand, trained["low_res"])
     assert np.abs(sampled - small).max() > 0.01
 
     one, _ = _trained(low, keys[2:3], images[2:3], jax.tree.map(lambda s: s[2:3], levels))
