@@ -136,22 +136,23 @@ def table(result: dict[str, Any]) -> Any:
 
     s = result["settings"]
     figures = _columns(
-        "stage", "metric", "true\ninput", "generated\ninput", "gap", f"{s['floor']}\n(floor)",
-        "noise\n(ceiling)",
+        "true\ninput", "generated\ninput", "gap", f"{s['floor']}\n(floor)", "noise\n(ceiling)"
     )  # fmt: skip
-    truth = _columns("stage", "against the truth", "sample", "enlarged\ninput")
+    truth = _columns("sample", "enlarged\ninput")
     named = lambda row: f"{row['name']} {'↓' if row['better'] == 'lower' else '↑'}"
     for stage in result["stages"]:
-        label = first = f"{stage['stage']}: {' x '.join(map(str, stage['shape'][:2]))}"
+        size = " x ".join(map(str, stage["shape"][:2]))
+        title = Text(f"stage {stage['stage']}, {size}", style="bold")
+        figures.add_row(title)
         for row in stage["metrics"]:
             places = [number(row[place]) for place in ("true", "generated")]
             ends = [number(row[place]) for place in ("floor", "ceiling")]
-            figures.add_row(first, named(row), *places, signed(row["gap"]), *ends)
-            first = ""
+            figures.add_row(named(row), *places, signed(row["gap"]), *ends)
         figures.add_section()
-        for row in (stage["pairs"] or {}).get("rows", ()):
-            truth.add_row(label, named(row), number(row["value"]), number(row["enlarged"]))
-            label = ""
+        if stage["pairs"]:
+            truth.add_row(title)
+            for row in stage["pairs"]["rows"]:
+                truth.add_row(named(row), number(row["value"]), number(row["enlarged"]))
     caption = (
         f"{s['num']:,} images a set, against {s['reference_images']:,} {s['reference']} images; "
         f"features: {s['features']}; {result['seconds']['total']:.0f} s\n"
@@ -162,16 +163,16 @@ def table(result: dict[str, Any]) -> Any:
 
 
 def _columns(*titles: str) -> Any:
-    """An empty rich table; two columns of words, the others of numbers."""
+    """An empty rich table of figures by metric."""
     from rich import box
     from rich.table import Table
 
     made = Table(
         box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True
     )  # fmt: skip
-    for i, title in enumerate(titles):
-        style = "bold" if title == "gap" else None
-        made.add_column(title, justify="right" if i > 1 else "left", style=style)
+    made.add_column("metric")
+    for title in titles:
+        made.add_column(title, justify="right", style="bold" if title == "gap" else None)
     return made
 
 

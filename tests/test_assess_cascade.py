@@ -105,11 +105,17 @@ def test_what_is_written_and_said(opened, result):
         truth, _ = held_out()
         np.testing.assert_array_equal(np.asarray(picture), pictures.grid(truth[:16], columns=4))
     text = io.StringIO()
-    Console(file=text, width=140).print(assess_cascade.table(result))
+    Console(file=text, width=80).print(assess_cascade.table(result))
     said = text.getvalue()
     row = result["stages"][1]["metrics"][0]
-    for words in (number(row["true"]), number(row["generated"]), signed(row["gap"]), "1: 8 x 8"):
+    for words in (
+        number(row["true"]),
+        number(row["generated"]),
+        signed(row["gap"]),
+        "stage 1, 8 x 8",
+    ):
         assert words in said
+    assert "Fréchet distance ↓" in said and "Sliced Wasserstein ↓" in said  # on one line
     assert number(result["stages"][1]["pairs"]["rows"][0]["enlarged"]) in said
 
 
