@@ -57,6 +57,8 @@ def make(folder: pathlib.Path, *, begun: int = 2, evaluated: bool = True) -> pat
     for k in range(begun):
         test_report.make(folder / f"stage{k}", steps=10, evaluated=False)
         (folder / f"stage{k}" / "config.json").write_text(to_json(stages[k]))
+        data = test_report.RUN["data"] | {"shape": [4 * (k + 1), 4 * (k + 1), 1]}
+        (folder / f"stage{k}" / "run.json").write_text(json.dumps(test_report.RUN | {"data": data}))
     if begun:
         (folder / "stage0" / "report.html").write_text("")
     if evaluated:
@@ -143,7 +145,8 @@ def test_it_is_one_file_that_loads_nothing(text):
 
 def test_what_is_not_there_yet_is_said(tmp_path):
     text = report.write_cascade(make(tmp_path / "c", begun=1, evaluated=False)).read_text()
-    Page(text)
+    shots = [a["alt"] for a in Page(text).all("img")]
+    assert shots == ["Stage 0 · 4 × 4, step 30"]  # the last picture of its training
     assert "1 waiting" in text and "1 finished" in text
     assert f"jdiff evaluate --workdir={tmp_path / 'c'}" in text and "<h2>Evaluation" not in text
     text = report.write_cascade(make(tmp_path / "d", begun=0, evaluated=False)).read_text()

@@ -44,6 +44,11 @@ def render_cascade(facts: CascadeFacts, beside: pathlib.Path) -> str:
             {"label": _label(s), "picture": s.shots["generated"]}
             for s in facts.stages if "generated" in s.shots
         ],
+        training=[
+            {"label": f"{_label(s)}, step {number(s.run.pictures[-1].step)}",
+             "picture": s.run.pictures[-1]}
+            for s in facts.stages if s.run is not None and s.run.pictures
+        ],
         restored=[_restored(s) for s in facts.stages if "sample" in s.shots],
         evaluation=facts.evaluation and _evaluation(facts),
         stages=[_stage(facts, s, beside) for s in facts.stages],
