@@ -69,6 +69,7 @@ def _common(size: int) -> ml_collections.ConfigDict:
     c.sampling.threshold = {"name": "dynamic", "quantile": 0.995}  # section 2.3
     c.sampling.batch = 64
     c.evaluation.num = 30_000
+    c.evaluation.reference = "train"  # the paper: COCO's validation split
     c.evaluation.features = "inception"
     return c
 

@@ -38,22 +38,24 @@ imagen = functools.partial(stages, "imagen_cascade.py", CAPTIONED)
 
 
 @pytest.mark.parametrize(
-    ("name", "info", "last"),
+    ("name", "info", "last", "changes"),
     [
-        ("cdm_imagenet.py", IMAGENET, (256, 256, 3)),
-        ("cdm_imagenet.py:32-64-128-256", IMAGENET, (256, 256, 3)),
-        ("imagen_cascade.py", CAPTIONED, (1024, 1024, 3)),
+        ("cdm_imagenet.py", IMAGENET, 256, ()),
+        ("cdm_imagenet.py:32-64", IMAGENET, 64, ("aug_level=501", "truncate=True")),
+        ("cdm_imagenet.py:32-64-128-256", IMAGENET, 256, ()),
+        ("imagen_cascade.py", CAPTIONED, 1024, ()),
     ],
 )
-def test_the_stages_fit_each_other(name, info, last, monkeypatch):
+def test_the_stages_fit_each_other(name, info, last, changes, monkeypatch):
     """As before training: of one kind, sizes, levels that are set, samplers that serve."""
     source = lambda *args, **fields: types.SimpleNamespace(info=info)
     monkeypatch.setattr(sources, "source", source)
     monkeypatch.setattr(experiment, "check", lambda *args: None)  # traces the networks
     module, made = importlib.import_module("jdiff.cascades.cascade"), []
     monkeypatch.setattr(module, "cascade", lambda *stages: made.append(cascade(*stages)))
-    staged.check(config.load(str(CONFIGS / name)))
-    assert made[0].stages[-1].shape == last
+    words = [f"--config.stages.1.sampling.{change}" for change in changes]
+    staged.check(config.load(str(CONFIGS / name), words))
+    assert made[0].stages[-1].shape == (last, last, 3)
 
 
 # CDM

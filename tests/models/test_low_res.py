@@ -205,7 +205,7 @@ def test_low_res_is_as_good_as_channels_of_x(name):
     y = np.asarray(narrow(params, X, T, cond(low)))
     expected = jax.jit(wide, compiler_options=QUICK)(params, both, T, cond(low))
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5 * np.abs(y).max())
-    louder = cond(low) | {"aug_level": LEVEL + np.asarray([0, 0.3], np.float32)}
+    louder = cond(low) | {"aug_level": LEVEL + np.asarray([0, 3.0], np.float32)}
     moved = np.abs(np.asarray(narrow(params, X, T, louder)) - y).max(axis=(1, 2, 3))
     assert moved[1] > 1e-3 and moved[0] < 1e-5
 
