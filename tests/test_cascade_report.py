@@ -154,6 +154,21 @@ def test_what_is_not_there_yet_is_said(tmp_path):
     assert "2 waiting" in text and "<svg" not in text
 
 
+def test_the_report_of_a_stage_by_itself(folder):
+    """With its figures against the truth, and a Python text that enlarges."""
+    home = folder / "stage1"
+    found = test_report.EVALUATION | {"pairs": PAIRS}
+    (home / "evaluation.json").write_text(json.dumps(found))
+    text = report.render(home)
+    (home / "evaluation.json").unlink()
+    page = Page(text)
+    assert "21.2" in page.texts and "23.8" in page.texts and "Enlarged input" in page.texts
+    assert "Means over 40 held-out images" in text and "input enlarged, sample, truth" in text
+    shown = [t for t in page.texts if t.startswith("import jdiff")]
+    assert shown and "generate.enlarged" in shown[0]
+    assert "generate.enlarged" not in report.render(folder / "stage0")
+
+
 def test_what_is_no_cascade(tmp_path):
     with pytest.raises(UserError, match="is not a cascade"):
         report.write_cascade(tmp_path)

@@ -45,6 +45,7 @@ def render(workdir: str | pathlib.Path) -> str:
         state=_OPEN_STATES.get(facts.run.get("state"), "not begun"),
         cards=_cards(facts),
         pictures=facts.pictures,
+        same=_same(facts),
         charts=files.svg(_charts(facts)),
         evaluation=facts.evaluation and _evaluation(facts.evaluation),
         timing=timing(facts),
@@ -66,6 +67,18 @@ def _subtitle(facts: Facts) -> str:
     if data.get("num_classes"):
         words.append(f"{data['num_classes']} classes")
     return " · ".join(str(word) for word in words if word)
+
+
+def _enlarges(facts: Facts) -> bool:
+    """Whether it is the run of a super-resolution stage."""
+    return facts.config_of.get("low_res.factor") is not None
+
+
+def _same(facts: Facts) -> str:
+    """What the pictures of training have in common."""
+    if _enlarges(facts):
+        return "held-out images: input enlarged, sample, truth; the same noise at every step"
+    return "the same noise and labels at every step"
 
 
 def _cards(facts: Facts) -> list[dict[str, str]]:
@@ -258,7 +271,9 @@ def _commands(facts: Facts) -> list[dict[str, str]]:
     commands.append({"label": "draw samples", "text": f"jdiff sample --workdir={workdir}"})
     commands.append({"label": "evaluate", "text": f"jdiff evaluate --workdir={workdir}"})
     classes = facts.run.get("data", {}).get("num_classes")
-    commands.append({"label": "from Python", "text": _python(str(facts.workdir), classes)})
+    name = str(facts.workdir)
+    text = _python_enlarge(name) if _enlarges(facts) else _python(name, classes)
+    commands.append({"label": "from Python", "text": text})
     return commands
 
 
@@ -272,6 +287,17 @@ def _python(workdir: str, classes: int | None) -> str:
         f"denoise, solver, times = runs.sampler(run{guided})\n"
         "x = sample(jax.random.key(0), denoise, solver=solver, times=times,\n"
         f"           shape=run.info.shape, num=64{cond})"
+    )
+
+
+def _python_enlarge(workdir: str) -> str:
+    return (
+        "import jdiff\n"
+        "from jdiff import generate, real\n\n"
+        f"run = jdiff.load_run({json.dumps(workdir)})\n"
+        "upsample, batch = generate.upsampler(run)\n"
+        'rows = real.rows(run, real.source(run, "held-out"), batch=batch)\n'
+        "some = next(generate.enlarged(run, rows, upsample, batch))  # .large, .sample, .truth"
     )
 
 
