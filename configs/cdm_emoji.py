@@ -13,7 +13,11 @@ Stages, EDM's schedule and preconditioning in each, ADM's U-Nets, 10 % of the la
 There is no published figure. After training, choose sampling.aug_level and the guidance of each
 stage by `jdiff evaluate`: they need no retraining.
 
-`--config=configs/cdm_emoji.py:small` has the same stages with networks and runs of a first try.
+Cost (41, 57 and 23 M parameters in bfloat16): by `jdiff plan --devices=H100` a step takes 12, 50
+and 26 ms at best, which is 0.3 + 2.1 + 0.7 hours in all. Reading an image takes 0.6 ms of a core:
+eight threads read, and the base waits for them.
+`--config=configs/cdm_emoji.py:small` has the same stages with networks of a first try: 0.23, 0.32
+and 0.19 core-seconds a step, 500 steps each, some minutes on two cores.
 """
 
 import ml_collections

@@ -200,13 +200,12 @@ def _records(builder: Any, name: str, split: str, fields: Sequence[str]) -> Reco
     import tensorflow_datasets as tfds
 
     features = builder.info.features
-    images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
-    if not images:
+    taken = {"image": main(features, "image", tfds.features.Image)}
+    if taken["image"] is None:
         raise UserError(f"data set {name!r} has no image; its features: {', '.join(features)}")
-    taken = {"image": "image" if "image" in images else images[0]}
-    labels = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
-    if labels:
-        taken["label"] = "label" if "label" in labels else labels[0]
+    label = main(features, "label", tfds.features.ClassLabel)
+    if label is not None:
+        taken["label"] = label
     taken |= {f: choose(f"field of {name}", f, features) for f in fields}
     image = features[taken["image"]]
     if np.dtype(image.np_dtype) != np.uint8:
@@ -221,7 +220,7 @@ def _records(builder: Any, name: str, split: str, fields: Sequence[str]) -> Reco
         )
     except (ValueError, AssertionError) as error:
         raise UserError(f"split {split!r} of {name}: {str(error).splitlines()[0]}") from None
-    classes = features[taken["label"]] if labels else None
+    classes = features[label] if label else None
     info = Info(
         name=name,
         split=split,
@@ -232,6 +231,15 @@ def _records(builder: Any, name: str, split: str, fields: Sequence[str]) -> Reco
         fields=arrays(features, fields, name),
     )
     return RecordSource(info, records, taken)
+
+
+def main(features: Any, name: str, kind: type) -> str | None:
+    """The name of a TFDS set's feature of this kind: `name`, else the first of the alphabet.
+
+    (In which order TFDS lists the features of a folder is another one in every process.)
+    """
+    known = sorted(key for key, feature in features.items() if isinstance(feature, kind))
+    return name if name in known else next(iter(known), None)
 
 
 def arrays(features: Any, fields: Sequence[str], name: str) -> tuple[Field, ...]:

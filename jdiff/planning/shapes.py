@@ -63,10 +63,10 @@ def _prepared(name: str, data: Any) -> tuple[tuple, int, tuple]:
         raise UserError(
             f"{error} To plan without it, say what its images are: --shape=64,64,3 --classes=1000."
         ) from None
-    images = [f for f in features.values() if isinstance(f, tfds.features.Image)]
-    labels = [f for f in features.values() if isinstance(f, tfds.features.ClassLabel)]
-    if not images:
+    image = sources.main(features, "image", tfds.features.Image)
+    label = sources.main(features, "label", tfds.features.ClassLabel)
+    if image is None:
         raise UserError(f"data set {name!r} has no image; say --shape=H,W,C.")
-    number = labels[0].num_classes if labels else 0
+    number = 0 if label is None else features[label].num_classes
     known = [name for name in data.conditions if name in features]  # of others the experiment tells
-    return tuple(images[0].shape), number, sources.arrays(features, known, name)
+    return tuple(features[image].shape), number, sources.arrays(features, known, name)

@@ -7,7 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from jdiff import data
-from jdiff.data import digits, folders
+from jdiff.data import digits, folders, sources
 from jdiff.data.prepare import registry
 from jdiff.errors import UserError
 
@@ -111,6 +111,14 @@ def test_errors_offer_the_way_out(name, split, message, toy_folder):
     with pytest.raises(UserError) as error:
         data.source(name, split, toy_folder)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_order_in_which_tfds_lists_features_does_not_matter():
+    features = {"style": 1, "name": "text", "group": 2}
+    for listed in (features, dict(reversed(features.items()))):
+        assert sources.main(listed, "label", int) == "group"
+        assert sources.main(listed | {"label": 3}, "label", int) == "label"
+        assert sources.main(listed, "image", float) is None
 
 
 def test_unknown_fields_are_named(toy_folder):
