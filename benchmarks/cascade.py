@@ -13,7 +13,6 @@ import argparse
 import gc
 import pathlib
 import re
-import re
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ from jdiff.cascades import Cascade, augmentations, cascade, low_res, stage
 KEY = jax.random.key(0)
 
 
-def made(sizes: list[int], channels: int, steps: int) -> Cascade:
+def made(sizes: list[int], channels: int, multipliers: tuple[int, ...], steps: int) -> Cascade:
     """U-Nets with random weights; each stage doubles (or more) the size of the one before."""
     schedule, row = schedules.cosine(), predictions.parameterization("v", "logsnr")
     stages = []
@@ -34,7 +33,7 @@ def made(sizes: list[int], channels: int, steps: int) -> Cascade:
         low = before and low_res(size // before, augmentations.gaussian(schedule))
         told = {"low_res_channels": 3, "scalars": ("aug_level",)} if before else {}
         build = lambda rngs, size=size, told=told: models.UNet(
-            image_size=size, channels=channels, multipliers=(1, 2, 2), blocks=1,
+            image_size=size, channels=channels, multipliers=multipliers, blocks=1,
             attention_sizes=(size // 4,), **told, rngs=rngs,
         )  # fmt: skip
         apply, params = models.init(build, jax.random.fold_in(KEY, size))
@@ -63,12 +62,6 @@ def streamed(c: Cascade, num: int, batch: int) -> None:
     """Every batch is drawn, copied to the host and forgotten."""
     for images in c.stream(KEY, num=num, batch=batch):
         np.asarray(images)
-
-
-def resident(name: str) -> int:
-    """Bytes: now ("VmRSS") or at the peak ("VmHWM")."""
-    text = pathlib.Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", text)[1])
 
 
 def resident(name: str) -> int:
@@ -106,9 +99,11 @@ def main() -> None:
     p.add_argument("--batches", type=int, default=3)
     p.add_argument("--rounds", type=int, default=5, help="repetitions, the best counts (default 5)")
     a = p.parse_args()
+    multipliers = (1, 2, 2)
     if a.quick:
         a.sizes, a.channels, a.steps, a.batch, a.batches, a.rounds = [8, 16], 8, 2, 2, 2, 1
-    c, num = made(a.sizes, a.channels, a.steps), a.batch * a.batches
+        multipliers = (1,)
+    c, num = made(a.sizes, a.channels, multipliers, a.steps), a.batch * a.batches
     images = c.sample(KEY, num=num, batch=a.batch, intermediate=True)
 
     last = len(a.sizes) - 1  # the largest
