@@ -27,6 +27,8 @@ examples:
   jdiff sample --workdir=runs/digits --labels=0-9 --guidance_scale=2 --out=digits.png
   jdiff evaluate --workdir=runs/digits --num=2000
   jdiff report --workdir=runs/digits
+  jdiff train --config=configs/cdm_digits.py --workdir=runs/cdm    # a cascade: sample takes it too
+  jdiff plan --config=configs/imagenet64_edm.py --devices=8xH100
   jdiff sweep --config=configs/digits.py --workdir=runs/lr --parallel=2
   jdiff prepare --list
 
