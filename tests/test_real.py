@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from jdiff import real
+from jdiff import assess, generate, real
 from jdiff.data import ArraySource, Info
 from jdiff.errors import UserError
 from jdiff.experiment import defaults
@@ -74,6 +74,26 @@ def test_conditions_of_more_images_than_there_are_come_in_turn():
     wanted = source.fields["label"][np.arange(10) % NUM]
     np.testing.assert_array_equal(cond["label"], wanted)
     assert cond["text"].shape == (10, 2, 5)
+
+
+def test_samples_with_further_conditions_have_those_of_real_images(monkeypatch):
+    run, source = made()
+    asked = {}
+
+    def images(run, *, num, cond, seed, batch, sampling):
+        asked.update(cond, seed=seed)
+        yield np.zeros((4, 8, 8, 1), np.uint8)
+        yield np.zeros((num - 4, 8, 8, 1), np.uint8)
+
+    monkeypatch.setattr(generate, "images", images)
+    monkeypatch.setattr(real, "source", lambda run, side: source)
+    parts = list(assess._draw(run, 6, 3, None, None, lambda *_: None))
+    rows = real.part(source, 6, 0).picked  # some of the seven, at random
+    np.testing.assert_array_equal(asked["text"], source.fields["text"][rows].astype(np.float32))
+    np.testing.assert_array_equal(asked["text_mask"], source.fields["text_mask"][rows])
+    given = np.concatenate([labels for _, labels in parts])
+    np.testing.assert_array_equal(given, source.fields["label"][rows])
+    assert [len(part) for part, _ in parts] == [4, 2] and asked["seed"] == 3
 
 
 def test_parts_of_a_source():
