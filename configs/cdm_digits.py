@@ -4,7 +4,8 @@ Two small U-Nets with EDM's preconditioning. The super-resolution stage is told 
 Gaussian noise of a level s ~ U(0, 1) and that level (non-truncated conditioning augmentation, Ho et
 al. 2022, 2106.15282), and samples at s = 0.2. Global batch 64. Guidance: both stages at scale 1.5,
 10 % of the labels are dropped in training. Protocol: as in configs/digits.py, of which this is the
-cascaded form. No published figure: this is a first try of cascades.
+cascaded form, but compared with the training split, so that true input is of held-out images. No
+published figure: this is a first try of cascades.
 """
 
 import ml_collections
@@ -52,5 +53,6 @@ def stage(name: str) -> ml_collections.ConfigDict:
     c.train.sample_every = 500
     c.train.checkpoint_every = 500
     c.sampling.guidance.scale = 1.5
+    c.evaluation.reference = "train"
     c.evaluation.features = "classifier"
     return c

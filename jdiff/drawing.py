@@ -43,10 +43,12 @@ def drawing(
     With config.data.conditions, a row has the conditions of one held-out image.
 
     Raises:
-      UserError: a stage whose held-out images cannot be read.
+      UserError: a stage whose held-out images cannot be read, or whose input in sampling is not
+        as config.sampling.aug_level says.
     """
+    level = super_resolution.level(config, exp.low_res)
     if exp.low_res is not None:
-        return _of_stage(exp, config, key, info)
+        return _of_stage(exp, config, level, key, info)
     if config.data.conditions:
         cond = exp.cond(_held_out(config, _HELD_OUT))
         cond = {name: jnp.repeat(array, _COLUMNS, axis=0) for name, array in cond.items()}
@@ -62,12 +64,11 @@ def drawing(
 
 
 def _of_stage(
-    exp: experiment.Experiment, config: ml_collections.ConfigDict, key: Array, info: Any
+    exp: experiment.Experiment, config: Any, level: PyTree, key: Array, info: Any
 ) -> Drawing:
     batch = _held_out(config, _HELD_OUT)
     truth = experiment.to_float(batch["image"])
     count = len(truth)
-    level = super_resolution.level(config, exp.low_res)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 0), jnp.arange(count))
     cond = exp.low_res.condition(keys, exp.low_res.shrink(truth), level)
     shown = np.asarray(exp.low_res.enlarge(cond["low_res"], truth.shape))

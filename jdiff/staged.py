@@ -264,7 +264,7 @@ def load_cascade(
     averages, choices = _each("ema", ema, count, str), _each("sampling", sampling, count, Mapping)
     opened, made, shape = [], [], None
     for k, part in enumerate(parts(config)):
-        if not (folder(workdir, k) / "config.json").is_file():
+        if not any(folder(workdir, k).glob("checkpoints/*")):
             raise UserError(
                 f"{workdir}: stage {k} ({part.name}) is not trained yet; `jdiff train` with "
                 f"--config.stage={k} does that."
@@ -302,8 +302,7 @@ def _stage(
     from jdiff.cascades.stages import stage
 
     denoise, solver, times = experiment.sampler(config, denoiser, null)
-    if low_res is not None:
-        super_resolution.level(config, low_res)  # its error names the field
+    super_resolution.level(config, low_res)  # its errors name the field
     return stage(
         denoise, times=times, shape=shape, solver=solver, low_res=low_res,
         level=config.sampling.aug_level, truncate=config.sampling.truncate,

@@ -40,17 +40,25 @@ def low_res(config: ml_collections.ConfigDict, info: Any) -> Any:
 
 
 def level(config: ml_collections.ConfigDict, low_res: Any) -> Any:
-    """The level of config.sampling at which a stage's input is augmented in sampling.
+    """The level of config.sampling at which a stage's input is augmented; None without an input.
 
     Raises:
-      UserError: the network is told a level and there is none, or training had no such level.
+      UserError: the network is told a level and there is none, training had no such level, or there
+        is no input.
     """
+    given = config.sampling.aug_level
+    if low_res is None:
+        if given is not None or config.sampling.truncate:
+            field = "truncate" if given is None else "aug_level"
+            raise UserError(
+                f"config.sampling.{field}={config.sampling[field]} is of a low-resolution input, "
+                "which config.low_res.factor=None says that there is not."
+            )
+        return None
     try:
-        return low_res.augmentation.at(config.sampling.aug_level)
+        return low_res.augmentation.at(given)
     except UserError as error:
-        raise UserError(
-            f"config.sampling.aug_level={config.sampling.aug_level}: {error}"
-        ) from error
+        raise UserError(f"config.sampling.aug_level={given}: {error}") from error
 
 
 def filled(

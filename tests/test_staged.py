@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -162,6 +163,7 @@ def test_the_network_gets_its_fields_from_low_res():
          r"config.model.scalars=.*no level that a network is told"),
         ({"model__low_res_channels": 3}, "low_res_channels=3 does not fit config.low_res.*1"),
         ({"model__low_res_method": "nearest"}, "low_res_method='nearest' does not fit.*'bilinear'"),
+        ({"low_res__factor": None}, "config.sampling.aug_level=0.25 is of a low-resolution input"),
         ({"low_res__factor": None, "model__low_res_channels": 1}, "config.low_res.factor says"),
         ({"low_res__factor": None, "model__scalars": ("aug_level",)}, "config.low_res.factor says"),
     ],
@@ -290,6 +292,23 @@ def test_the_command_passes_over_what_is_finished(trained, capsys):
     assert not [k for k, v in weights(trained / "stage0").items() if (v != before[k]).any()]
     assert cli.main([*words, "--config.stage=uper"]) == 2
     assert "config.stage 'uper' is not known. Did you mean 'upper'" in capsys.readouterr().err
+
+
+def test_a_stage_that_is_stopped_ends_the_command(tmp_path, monkeypatch, capsys):
+    begun = []
+
+    def stopped(config, workdir, console, profile):
+        begun.append(workdir)
+        raise train.Stopped(2, signal.SIGTERM)
+
+    monkeypatch.setattr(train, "train", stopped)
+    (tmp_path / "c.json").write_text(configs.to_json(two()))
+    words = [f"--config={tmp_path / 'c.json'}", f"--workdir={tmp_path / 'run'}"]
+    assert cli.main(["train", *words]) == 75
+    assert "SIGTERM at step 2, saved" in capsys.readouterr().err
+    assert cli.main(["train", *words, "--config.stage=upper"]) == 75
+    assert begun == [tmp_path / "run" / "stage0", tmp_path / "run" / "stage1"]
+    assert staged.read(tmp_path / "run").stage is None  # whichever was asked for
 
 
 def test_stages_that_do_not_fit_are_told_before_any_is_trained(tmp_path, capsys):
