@@ -46,6 +46,8 @@ def read(path: str | pathlib.Path, fields: Sequence[Field]) -> dict[str, np.ndar
     try:
         with np.load(path) as file:
             arrays = dict(file)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist.") from error
     except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read as an .npz file: {error}") from error
     return fitted(str(path), arrays, fields)

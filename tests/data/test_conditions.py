@@ -123,6 +123,8 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, given, words):
 
 
 def test_a_file_is_read_in_turn(tmp_path):
+    with pytest.raises(UserError, match="b.npz does not exist"):
+        conditions.read(tmp_path / "b.npz", (TEXT, MASK))
     (tmp_path / "b.npz").write_text("no archive")
     with pytest.raises(UserError, match=r"b.npz cannot be read as an .npz file"):
         conditions.read(tmp_path / "b.npz", (TEXT, MASK))
