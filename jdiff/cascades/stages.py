@@ -99,7 +99,7 @@ def stage(
       level: of the input's augmentation in sampling. An augmentation that the network is told of
         needs one; others are left out unless one is given.
       truncate: the stage before stops at time `level` and hands over its noisy state, in place of
-        noise being added to its image (the truncated augmentation of Ho et al. 2022, section 4.1).
+        noise being added to its image (the truncated augmentation of Ho et al. 2022, section 4.2).
       batch: the most images at a time.
       schedule: the denoiser's own unless given.
 
