@@ -416,7 +416,7 @@ def report(s: Settings, workdir: pathlib.Path, judge: Judge, out: pathlib.Path |
     print("\n" + by_input(s, results) + "\n")
     for statement, holds in ordering(s, results).items():
         print(f"{statement}: {'yes' if holds else 'no'}")
-    if out is not None:
+    if out is not None and results:
         picture(s, workdir, results, out)
         print(f"\nwrote {out}")
     return results

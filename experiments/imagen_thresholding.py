@@ -15,11 +15,20 @@ have few.
 
 import argparse
 import pathlib
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from jdiff import runs, train
 from jdiff.config import load
@@ -86,11 +95,12 @@ def measured(x: np.ndarray, labels: np.ndarray, judge: Any, reference: Moments) 
     return Measured(*saturation(x), distance, found, images[:40])
 
 
-def trained(name: str, sizes: Sizes, workdir: pathlib.Path, console: Any) -> runs.Run:
+def trained(name: str, sizes: Sizes, workdir: pathlib.Path, console: Console) -> runs.Run:
     """The run in `workdir`, trained (or resumed) unless it is there."""
     steps = () if sizes.steps is None else (f"--config.train.steps={sizes.steps}",)
     config = load(str(CONFIG), [*SAMPLING, *SETS[name], *steps])
-    if runs.read_description(workdir).get("state") != "finished":
+    finished = runs.read_description(workdir).get("state") == "finished"
+    if not finished or runs.read_config(workdir).train.steps != config.train.steps:
         train.train(config, workdir, console)
     return runs.load_run(workdir)
 
@@ -132,35 +142,41 @@ def draw(run: runs.Run, kind: str, scale: float, num: int, tell: Any) -> np.ndar
     return np.concatenate(parts)
 
 
-def measure(run: runs.Run, judge: Judge, sizes: Sizes, console: Any) -> dict:
-    """{(kind, scale): Measured}."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+def kept(run: runs.Run, kind: str, scale: float, num: int) -> pathlib.Path:
+    """Where a measured cell lies, in the run's directory."""
+    return run.workdir / "measured" / f"{kind}_{scale:g}_{num}_step{run.step}.npz"
 
+
+def measure(run: runs.Run, judge: Judge, sizes: Sizes, console: Console) -> dict:
+    """{(kind, scale): Measured}, of what is kept as it is."""
     labels = in_turn(list(range(run.info.num_classes)), sizes.num)
-    columns = TextColumn("[bold]sample"), BarColumn(), MofNCompleteColumn()
+    cells = [(kind, scale) for kind in KINDS for scale in sizes.scales]
     out = {}
     with Progress(
-        *columns, TextColumn("{task.description}, left"), TimeRemainingColumn(), console=console,
-        transient=True,
+        TextColumn("[bold]sample"), BarColumn(), MofNCompleteColumn(), TextColumn("left"),
+        TimeRemainingColumn(), console=console, transient=True,
     ) as bar:  # fmt: skip
-        task = bar.add_task("", total=len(KINDS) * len(sizes.scales) * sizes.num)
-        for kind in KINDS:
-            for scale in sizes.scales:
-                bar.update(task, description=f"{kind}, guidance {scale:g}")
-                x = draw(run, kind, scale, sizes.num, lambda n: bar.advance(task, n))
-                out[kind, scale] = measured(x, labels, judge.classifier, judge.reference)
+        task = bar.add_task("", total=len(cells) * sizes.num)
+        for kind, scale in cells:
+            file = kept(run, kind, scale, sizes.num)
+            if not file.exists():
+                x = draw(run, kind, scale, sizes.num, partial(bar.advance, task))
+                found = measured(x, labels, judge.classifier, judge.reference)
+                console.print(f"{kind}, guidance {scale:g}: Frechet distance {found.frechet:.2f}")
+                file.parent.mkdir(exist_ok=True)
+                unfinished = file.with_name(f"unfinished_{file.name}")
+                np.savez(unfinished, **found._asdict())
+                unfinished.replace(file)
+            bar.update(task, completed=(1 + cells.index((kind, scale))) * sizes.num)
+            with np.load(file) as fields:
+                numbers = [float(fields[name]) for name in Measured._fields[:-1]]
+                out[kind, scale] = Measured(*numbers, fields["images"])
     return out
 
 
 def table(name: str, results: dict, real: Measured) -> str:
     """Markdown: a row a scale, and in each column none / static / dynamic."""
-    heads = ("saturated pixels", "mean |x|", "Frechet distance", "class found")
+    heads = ("saturated pixels", "mean magnitude", "Frechet distance", "class found")
     shown = (lambda v: f"{100 * v:.1f} %", "{:.2f}".format, "{:.2f}".format,
              lambda v: f"{100 * v:.0f} %")  # fmt: skip
     scales = list(dict.fromkeys(scale for _, scale in results))
@@ -186,7 +202,7 @@ def picture(name: str, results: dict, real: Measured, out: pathlib.Path) -> None
 
     scales = list(dict.fromkeys(scale for _, scale in results))
     shown = scales[-2] if len(scales) > 1 else scales[0]
-    figure, axes = plt.subplots(2, 3, figsize=(10.5, 6.6), height_ratios=(1, 1.15))
+    figure, axes = plt.subplots(2, 3, figsize=(10.5, 4.8), height_ratios=(1, 0.7))
     curves = {
         "share of saturated pixels": 0, "Frechet distance to the training split": 2,
         "share whose class is found": 3,
@@ -207,14 +223,12 @@ def picture(name: str, results: dict, real: Measured, out: pathlib.Path) -> None
     figure.suptitle(name)
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=90)
+    figure.savefig(out, dpi=90, bbox_inches="tight")
     plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:
     """Trains, prints a table a data set and, unless quick, writes the figures."""
-    from rich.console import Console
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="digits, 400 steps, two scales")
     parser.add_argument("--data", choices=tuple(SETS), help="this set alone")
