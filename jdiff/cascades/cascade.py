@@ -12,8 +12,10 @@ from jdiff.errors import UserError
 from jdiff.pytree import Array, PyTree, is_concrete, struct
 from jdiff.sampling import _laid_out, _number, _parts
 from jdiff.schedules import is_schedule
+from jdiff.schedules.base import real
 
 _SAME = 1e-5  # relative: times and levels this close are one
+_SAME_NOISE = 1e-4  # alpha and sigma
 
 #: One compiled program for each stage, and one more for each batch size.
 _draw = jax.jit(Stage.draw, static_argnames="noisy")
@@ -188,10 +190,11 @@ def _check_truncation(stage: Stage, before: Stage) -> None:
     """Whether the stage before can stop at the level, in the state that the augmentation makes."""
     if before.low_res is not None and before.low_res.residual:
         raise UserError("the stage before makes a residual (low_res.residual), which is no image.")
-    if not _equal(stage.low_res.augmentation.schedule, before.schedule):
+    if not _same_noise(stage.low_res.augmentation.schedule, before.schedule, stage.level):
         raise UserError(
-            "the augmentation's schedule is not that of the stage before, whose noisy state would "
-            "stand for it; train with the same schedule, or give truncate=False."
+            "the augmentation's schedule is not that of the stage before, whose state at time "
+            f"{stage.level} would stand for it; train with the same schedule, or give "
+            "truncate=False."
         )
     if is_concrete((stage.level, before.times)):
         times = _stopped(before.times, stage.level)
@@ -219,16 +222,16 @@ def _stopped(times: Array, level: Any) -> Array:
     return jnp.asarray(np.append(above, level).astype(values.dtype))
 
 
-def _equal(a: PyTree, b: PyTree) -> bool:
-    """Whether two schedules are the same; leaves without values count as equal."""
+def _same_noise(a: PyTree, b: PyTree, level: Any) -> bool:
+    """Whether two schedules have the same alpha and sigma at a level; unknown ones pass."""
     if not (is_schedule(a) and is_schedule(b)):
         return False
-    if jax.tree.structure(a) != jax.tree.structure(b):
-        return False
-    if not is_concrete((a, b)):
+    if not is_concrete((a, b, level)):
         return True
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b))
-    return all(np.shape(x) == np.shape(y) and np.allclose(x, y, rtol=_SAME) for x, y in pairs)
+    with jax.ensure_compile_time_eval():
+        t = real(level)
+        ours, theirs = (np.asarray([s.alpha(t), s.sigma(t)]) for s in (a, b))
+    return np.allclose(ours, theirs, rtol=_SAME_NOISE, atol=_SAME_NOISE)
 
 
 def _drawn(

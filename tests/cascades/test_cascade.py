@@ -143,6 +143,14 @@ def test_stopping_early_is_the_beginning_of_the_same_samples():
     )
 
 
+def test_schedules_that_agree_at_the_level_may_be_called_differently():
+    """The default of `gaussian` is the cosine without its limits: the same alpha and sigma."""
+    cosine = schedules.cosine()
+    base = stage(Around(0.5, cosine), times=grids.uniform(cosine, 4), shape=(4, 4, 1))
+    low = low_res(2, augmentations.gaussian())
+    assert cascade(base, _up(low_res=low, truncate=True)).stages[1].truncate
+
+
 def test_numbers_do_not_recompile_and_stages_compile_once():
     program = sys.modules["jdiff.cascades.cascade"]._draw
     base, middle, last = _stages()
