@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from jdiff import experiment, runs, super_resolution
-from jdiff.config import completed, from_json, to_json
+from jdiff.config import completed, differences, from_json, to_json
 from jdiff.errors import UserError, choose
 from jdiff.training.logs import replace_text, temporary
 
@@ -218,13 +218,16 @@ def finished(
 
     Args:
       config: the stage's, as it is asked for now.
-      evaluate: whether an evaluation of its last step belongs to it.
+      evaluate: whether an evaluation of its last step belongs to it, as `config` samples.
     """
     if runs.read_description(workdir).get("state") != "finished":
         return False
-    steps = runs.read_config(workdir).train.steps  # as it was asked for then
+    before = runs.read_config(workdir)  # as it was asked for then
+    steps = before.train.steps
     if steps < config.train.steps or not evaluate:
         return steps >= config.train.steps
+    if any(line.startswith(("sampling.", "evaluation.")) for line in differences(before, config)):
+        return False
     return _evaluation(workdir).get("settings", {}).get("step", -1) >= steps
 
 

@@ -290,8 +290,26 @@ def test_the_command_passes_over_what_is_finished(trained, capsys):
     assert "stage 0 of 2, base: finished before" in out
     assert "stage 1 of 2, upper: finished before" in out
     assert not [k for k, v in weights(trained / "stage0").items() if (v != before[k]).any()]
+    assert runs.read_config(trained / "stage1").sampling.aug_level == 0.25
+    assert cli.main([*words, "--no-evaluate", "--config.stages.1.sampling.aug_level=0.5"]) == 0
+    assert runs.read_config(trained / "stage1").sampling.aug_level == 0.5  # and nothing is trained
+    assert "upper: finished before" in capsys.readouterr().out
+    assert cli.main([*words, "--no-evaluate", "--config.stages.1.sampling.aug_level=0.25"]) == 0
     assert cli.main([*words, "--config.stage=uper"]) == 2
     assert "config.stage 'uper' is not known. Did you mean 'upper'" in capsys.readouterr().err
+
+
+def test_a_stage_is_finished_when_it_is_evaluated_as_it_samples(tmp_path):
+    config = upper()
+    runs.claim(tmp_path, config)
+    done = lambda config=config, **k: staged.finished(tmp_path, config, **k)
+    assert not done(evaluate=False)
+    runs.describe(tmp_path, state="finished")
+    assert done(evaluate=False) and not done(evaluate=True)
+    (tmp_path / "evaluation.json").write_text('{"settings": {"step": 4}}')
+    assert done(evaluate=True)
+    assert not done(upper(sampling__aug_level=0.5), evaluate=True)
+    assert not done(upper(train__steps=5), evaluate=False)
 
 
 def test_a_stage_that_is_stopped_ends_the_command(tmp_path, monkeypatch, capsys):

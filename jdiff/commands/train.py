@@ -94,7 +94,7 @@ def _run(args: argparse.Namespace, console: Any) -> int:
 
 def _cascade(args: argparse.Namespace, settings: Any, console: Any) -> int:
     """The stage that config.stage names, or all in order."""
-    from jdiff import staged
+    from jdiff import runs, staged
     from jdiff.parallel import hosts
     from jdiff.training.checkpoints import any_process
 
@@ -110,6 +110,8 @@ def _cascade(args: argparse.Namespace, settings: Any, console: Any) -> int:
         said = f"stage {k} of {len(parts)}, {parts[k].name}: "
         left = not staged.finished(where, parts[k], evaluate=not args.no_evaluate)
         if only is None and not any_process(left):  # all, before any of them changes it
+            if hosts.line().first:
+                runs.claim(where, parts[k])  # what may change of a run is as given now
             _tell(console, said + "finished before")
             continue
         _tell(console, said + str(where))
