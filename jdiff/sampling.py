@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdiff import grids
+from jdiff.batching import number, pieces
 from jdiff.denoisers import as_denoiser, schedule_of
 from jdiff.errors import UserError
 from jdiff.noise import Fresh, Noise
@@ -107,13 +108,9 @@ def stream(
                 f"sample: x{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}; floats are "
                 "needed (images: x / 127.5 - 1, then predictions.corrupt)."
             )
-    times = grids.check(times, schedule)
-    if is_concrete((times, schedule, solver)):
-        with jax.ensure_compile_time_eval():  # also while jit traces the caller
-            solver.check(schedule, times)
-            _check_start(denoiser, times[0])
+    times = checked_times(times, schedule, solver, denoiser)
     ids = None if ids is None else jnp.asarray(ids)
-    num = _number(num, x=x, ids=ids, cond=cond)
+    num = number("sample", num, x=x, ids=ids, cond=cond)
     if x is None and shape is None:
         raise UserError("sample: give shape=(height, width, channels), or x= to start from.")
     shapes = None if x is not None else _Shapes.of(shape)
@@ -121,21 +118,25 @@ def stream(
     batch = num if batch is None else min(batch, num)
     if batch < 1:
         raise UserError(f"sample: num={num} and batch={batch} given; both are at least 1.")
-    if sharding is not None:
-        parts = _parts(sharding)
-        batch = -(-batch // parts) * parts
-
-    for start in range(0, num, batch):
-        take = np.minimum(np.arange(start, start + batch), num - 1)
-        pick = lambda a, take=take: a if batch == num else jnp.asarray(a)[take]
-        inputs = jax.tree.map(pick, (ids, x, cond))
-        if sharding is not None:
-            inputs = jax.tree.map(lambda a: _laid_out(a, sharding), inputs)
+    for keep, inputs in pieces((ids, x, cond), num, batch, sharding):
         out = _run(
             key, *inputs, denoiser, schedule, solver, times, noise, shapes=shapes, observe=observe
         )
-        keep = min(batch, num - start)
-        yield out if keep == batch else _first(out, keep, observe is not None)
+        yield out if keep == len(inputs[0]) else _first(out, keep, observe is not None)
+
+
+def checked_times(times: Array, schedule: PyTree, solver: Solver, denoiser: Any) -> Array:
+    """`times`, after all checks that need their values; traced ones pass.
+
+    Raises:
+      UserError: times that do not fit the schedule, the solver or the network.
+    """
+    times = grids.check(times, schedule)
+    if is_concrete((times, schedule, solver)):
+        with jax.ensure_compile_time_eval():  # also while jit traces the caller
+            solver.check(schedule, times)
+            _check_start(denoiser, times[0])
+    return times
 
 
 @partial(jax.jit, static_argnames=("shapes", "observe"))
@@ -213,41 +214,6 @@ class _Shapes(tuple):
         dtype = jnp.result_type(float)
         treedef, shapes = self
         return treedef.unflatten([jax.ShapeDtypeStruct((size, *s), dtype) for s in shapes])
-
-
-def _number(num: int | None, **given: PyTree) -> int:
-    """The number of samples, after checking that all that is given agrees on it."""
-    lengths = {}
-    if num is not None:
-        lengths["num"] = num
-    for name, tree in given.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            where = name + jax.tree_util.keystr(path)
-            if not jnp.ndim(leaf):
-                raise UserError(
-                    f"sample: {where} is a scalar; give one entry a sample, [num, ...]."
-                )
-            lengths[where] = jnp.shape(leaf)[0]
-    if len(set(lengths.values())) > 1:
-        raise UserError(
-            "sample: lengths disagree: "
-            + ", ".join(f"{k} has {v}" for k, v in lengths.items())
-            + "."
-        )
-    return next(iter(lengths.values()), 1)
-
-
-def _parts(sharding: jax.sharding.Sharding) -> int:
-    """Into how many parts it cuts the first dimension."""
-    count = len(sharding.device_set)
-    return count // sharding.shard_shape((count,))[0]
-
-
-def _laid_out(a: Array, sharding: jax.sharding.Sharding) -> Array:
-    if sharding.is_fully_addressable:
-        return jax.device_put(a, sharding)
-    a = np.asarray(a)  # the same in every process
-    return jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
 
 
 def _first(out: PyTree, keep: int, observed: bool) -> PyTree:

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.cascades.stages import Stage, checked_times
+from jdiff.batching import number, pieces
+from jdiff.cascades.stages import Stage
 from jdiff.errors import UserError
 from jdiff.pytree import Array, PyTree, is_concrete, struct
-from jdiff.sampling import _laid_out, _number, _parts
+from jdiff.sampling import checked_times
 from jdiff.schedules import is_schedule
 from jdiff.schedules.base import real
 
@@ -132,13 +133,13 @@ class Cascade:
         **given: PyTree,
     ) -> Iterator[tuple[int, tuple]]:  # fmt: skip
         """(how many count, (ids, *given) of a batch), each batch of one size."""
-        num = _number(num, ids=ids, **given)
+        num = number("cascade", num, ids=ids, **given)
         if batch is None:
             batch = max((s.batch for s in stages if s.batch), default=num)
         if num < 1 or batch < 1:
             raise UserError(f"cascade: num={num} and batch={batch} given; both are at least 1.")
         ids = np.arange(num) if ids is None else ids
-        return _pieces((ids, *given.values()), num, min(batch, num), sharding)
+        return pieces((ids, *given.values()), num, min(batch, num), sharding)
 
 
 def cascade(*stages: Stage) -> Cascade:
@@ -240,29 +241,10 @@ def _drawn(
 ) -> Array:  # fmt: skip
     """A batch of one stage, at most `stage.batch` at a time."""
     num = len(ids)
-    pieces = _pieces((ids, small, cond), num, min(stage.batch or num, num), sharding)
+    batches = pieces((ids, small, cond), num, min(stage.batch or num, num), sharding)
     return _joined([
-        _kept(_draw(stage, key, *some, times, noisy=noisy), keep) for keep, some in pieces
+        _kept(_draw(stage, key, *some, times, noisy=noisy), keep) for keep, some in batches
     ])  # fmt: skip
-
-
-def _pieces(tree: Any, num: int, size: int, sharding: Any) -> Iterator[tuple[int, Any]]:
-    """(how many count, some rows of the tree): each of one size, the last one padded."""
-    if sharding is not None:
-        parts = _parts(sharding)
-        size = -(-size // parts) * parts
-    for start in range(0, num, size):
-        take = np.minimum(np.arange(start, start + size), num - 1)
-        rows = jax.tree.map(lambda a: a if size == num else jnp.asarray(a)[take], tree)  # noqa: B023
-        if sharding is not None:
-            rows = jax.tree.map(lambda a: _placed(a, sharding), rows)
-        yield min(size, num - start), rows
-
-
-def _placed(a: Array, sharding: Any) -> Array:
-    """Laid out; what a stage has made may lie over many processes already."""
-    everywhere = isinstance(a, jax.Array) and not a.is_fully_addressable
-    return jax.device_put(a, sharding) if everywhere else _laid_out(a, sharding)
 
 
 def _kept(images: PyTree, keep: int) -> PyTree:

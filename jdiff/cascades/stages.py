@@ -4,13 +4,12 @@ from typing import Any
 
 import jax
 
-from jdiff import grids
 from jdiff.cascades.augmentations.gaussian import Gaussian
 from jdiff.cascades.low_res import LowRes
 from jdiff.denoisers import as_denoiser, schedule_of
 from jdiff.errors import UserError
-from jdiff.pytree import Array, PyTree, is_concrete, static, struct
-from jdiff.sampling import _check_start, sample
+from jdiff.pytree import Array, PyTree, static, struct
+from jdiff.sampling import checked_times, sample
 from jdiff.solvers import Solver, heun
 
 _AUGMENT = (1 << 31) - 2  # folded into a sample's key; apart from the numbers of steps
@@ -134,20 +133,6 @@ def stage(
     return Stage(
         denoiser, schedule, times, solver, low_res, level, shape, bool(truncate), batch
     )  # fmt: skip
-
-
-def checked_times(times: Array, schedule: PyTree, solver: Solver, denoiser: Any) -> Array:
-    """`times`, after the checks of `sample` that need their values.
-
-    Raises:
-      UserError: times that do not fit the schedule, the solver or the network.
-    """
-    times = grids.check(times, schedule)
-    if is_concrete((times, schedule, solver)):
-        with jax.ensure_compile_time_eval():
-            solver.check(schedule, times)
-            _check_start(denoiser, times[0])
-    return times
 
 
 def _check_input(low_res: LowRes, shape: tuple[int, int, int], truncate: bool) -> None:
