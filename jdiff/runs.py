@@ -255,21 +255,39 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: it holds a run of another config (the differences are named), or other files.
     """
-    path = workdir / "config.json"
+    differ = lambda: unlike(read_config(workdir), config)
+    take(workdir, "config.json", to_json(config), differ, "config", "run")
+
+
+def take(
+    workdir: pathlib.Path, file: str, text: str, differ: Callable[[], list[str]], whose: str,
+    kind: str,
+) -> None:  # fmt: skip
+    """Writes `file` into a directory that is new, empty, or of the same owner.
+
+    Args:
+      text: of the file.
+      differ: what keeps the owner that is there from being this one, a line each.
+      whose, kind: what the file and its directory are called, for messages.
+
+    Raises:
+      UserError: the directory is another's, holds other files, or cannot be written.
+    """
+    path = workdir / file
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a directory.")
     if path.exists():
-        if differ := unlike(read_config(workdir), config):
-            more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        if lines := differ():
+            more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
             raise UserError(
-                f"{workdir} belongs to another config: {'; '.join(differ[:3])}{more}. "
+                f"{workdir} belongs to another {whose}: {'; '.join(lines[:3])}{more}. "
                 "Name another --workdir, or move this one away."
             )
     elif workdir.exists() and not all(map(temporary, workdir.iterdir())):
-        raise UserError(f"{workdir} is not empty and is not a run; name another --workdir.")
+        raise UserError(f"{workdir} is not empty and is not a {kind}; name another --workdir.")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        replace_text(path, to_json(config))
+        replace_text(path, text)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}.") from error
 

@@ -15,7 +15,6 @@ import ml_collections
 from jdiff import experiment, runs, super_resolution
 from jdiff.config import completed, differences, from_json, to_json
 from jdiff.errors import UserError, choose
-from jdiff.training.logs import replace_text, temporary
 
 #: What makes a folder a cascade's.
 FILE = "cascade.json"
@@ -187,28 +186,13 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: it holds a cascade of another config (the differences are named), or other files.
     """
-    path = workdir / FILE
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; name a directory.")
-    if path.exists():
-        if differ := _unlike(read(workdir), config):
-            more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-            raise UserError(
-                f"{workdir} belongs to another cascade: {'; '.join(differ[:3])}{more}. "
-                "Name another --workdir, or move this one away."
-            )
-    elif (workdir / "config.json").is_file():
+    if (workdir / "config.json").is_file():
         raise UserError(f"{workdir} is the directory of a run; name another for a cascade.")
-    elif workdir.exists() and not all(map(temporary, workdir.iterdir())):
-        raise UserError(f"{workdir} is not empty and is not a cascade; name another --workdir.")
     kept = config.copy_and_resolve_references()
     with kept.unlocked():
         kept.stage = None  # which one is trained is the command's, not the cascade's
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        replace_text(path, to_json(kept))
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}.") from error
+    differ = lambda: _unlike(read(workdir), config)
+    runs.take(workdir, FILE, to_json(kept), differ, "cascade", "cascade")
 
 
 def finished(
