@@ -66,7 +66,8 @@ class Faulty:
 def faulty(monkeypatch, batch, fault):
     """Training reads from a `Faulty` source, one batch after the other."""
     source = patience.source
-    monkeypatch.setattr(patience, "source", lambda *a: Faulty(source(*a), batch, fault))
+    given = lambda *a, **k: Faulty(source(*a, **k), batch, fault)
+    monkeypatch.setattr(patience, "source", given)
     return tiny()
 
 
@@ -132,7 +133,7 @@ def test_a_process_whose_reader_hangs_leaves_at_once(tmp_path, monkeypatch, capf
 
 
 def test_a_set_whose_folder_fails_is_unreadable_from_the_start(tmp_path, monkeypatch):
-    def gone(*_):
+    def gone(*_, **__):
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/data/cifar10")
 
     monkeypatch.setattr(patience, "source", gone)

@@ -1,5 +1,6 @@
 """Processes of this machine: what each is told, what starts again, and who hears of signals."""
 
+import functools
 import os
 import re
 import signal
@@ -128,7 +129,9 @@ def test_a_launcher_that_was_killed_has_failed(planned, tmp_path):
 def test_ctrl_c_reaches_the_processes_and_ends_it(planned, tmp_path):
     plan = planned("wait 0", "wait 0", retries=3)
     words = [sys.executable, "-m", "jdiff.launching.local_processes", str(plan.folder)]
-    launcher = subprocess.Popen(words)
+    # As a terminal starts it: what runs in a script's background ignores the signal.
+    default = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    launcher = subprocess.Popen(words, preexec_fn=default)
     until(lambda: all((tmp_path / f"ready-{i}").exists() for i in (0, 1)))
     launcher.send_signal(signal.SIGINT)
     assert launcher.wait(timeout=60) == exits.INTERRUPTED
