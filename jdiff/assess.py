@@ -6,7 +6,7 @@ split (as good as real images are; the floor of a distance) and that of noise (t
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -68,10 +68,11 @@ def assess(
     runs.sampler(run, **(sampling or {}))  # its errors before the work
     with told(console) as tell, plainly():
         reference, other = real.sides(run)
+        splits = real.splits(run)
         if run.low_res is not None:
-            num = min(num, len(real.source(run, other)))
+            num = min(num, len(splits[other]))
         measure = yardstick(
-            run, num=num, features=features, metrics=wanted, seed=seed, tell=tell
+            run, num=num, features=features, metrics=wanted, seed=seed, tell=tell, splits=splits
         )  # fmt: skip
         drawing, intended = Timer(), []
         summarizer = measure.summarizer()
@@ -82,18 +83,22 @@ def assess(
             intended.append(labels)
 
         if fidelity is None:
-            for images, labels in drawing.around(_draw(run, num, seed, batch, sampling, tell)):
+            made = _draw(run, splits[other], num, seed, batch, sampling, tell)
+            for images, labels in drawing.around(made):
                 take(images, labels)
         else:
             upsample, usual = generate.upsampler(run, seed=seed, sampling=sampling)
-            made = true_input(run, upsample, batch or usual, num=num, seed=seed, tell=tell)
+            made = true_input(
+                run, upsample, batch or usual, num=num, seed=seed, tell=tell, splits=splits,
+                other=other,
+            )  # fmt: skip
             for side, some in drawing.around(made):
                 if side == "held-out":
                     fidelity.add(some)
                 if side == other:
                     take(some.sample, some.row.get("label"))
         figures = measure.figures(summarizer.summary())
-        judged = _judged(run, figures, measure.judge, intended, tell)
+        judged = _judged(run, figures, measure.judge, intended, splits["held-out"], tell)
     result = {
         "settings": {
             "num": num, "seed": seed, "features": features, **generate.settings(run, sampling),
@@ -128,7 +133,7 @@ def enough(num: int) -> int:
 
 def true_input(
     run: runs.Run, upsample: generate.Upsample, batch: int, *, num: int, seed: int,
-    tell: real.Tell, side: int | None = None, other: str | None = None,
+    tell: real.Tell, splits: Mapping[str, Any], other: str, side: int | None = None,
 ) -> Iterator[tuple[str, generate.Enlarged]]:  # fmt: skip
     """What a super-resolution run makes of real images: ("held-out" or "training", some of them).
 
@@ -138,11 +143,12 @@ def true_input(
     Args:
       upsample, batch: as in `generate.enlarged`.
       num, seed: of `real.part`.
+      splits: of `real.splits`.
+      other: of `real.sides`.
       side: as in `real.rows`.
-      other: of `real.sides`, which gives it unless it is given.
     """
-    for name in dict.fromkeys(("held-out", other or real.sides(run)[1])):
-        source, done = real.part(real.source(run, name), num, seed), 0
+    for name in dict.fromkeys(("held-out", other)):
+        source, done = real.part(splits[name], num, seed), 0
         feed = real.rows(run, source, batch=batch, side=side)
         for some in generate.enlarged(run, feed, upsample, batch):
             done += len(some.sample)
@@ -183,15 +189,21 @@ def table(result: dict[str, Any]) -> Any:
 
 
 def _draw(
-    run: runs.Run, num: int, seed: int, batch: int | None, sampling: Any, tell: real.Tell
-) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    run: runs.Run,
+    others: Any,
+    num: int,
+    seed: int,
+    batch: int | None,
+    sampling: Any,
+    tell: real.Tell,
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:  # fmt: skip
     """Samples and their labels: each label as often; with further conditions, those of images."""
     told_of = real.told(run)
     cond: dict[str, np.ndarray] = {}
     if told_of == ["label"]:
         cond["label"] = generate.in_turn(list(range(run.info.num_classes)), num)
     elif told_of:
-        cond = real.all_conditions(run, real.source(run, real.sides(run)[1]), num)
+        cond = real.all_conditions(run, others, num)
     done, labels = 0, cond.get("label")
     tell("samples", done, num)
     for part in generate.images(run, num=num, cond=cond, seed=seed, batch=batch, sampling=sampling):
@@ -202,7 +214,12 @@ def _draw(
 
 
 def _judged(
-    run: runs.Run, figures: dict[str, Any], judge: Any, intended: list[np.ndarray], tell: real.Tell
+    run: runs.Run,
+    figures: dict[str, Any],
+    judge: Any,
+    intended: list[np.ndarray],
+    held_out: Any,
+    tell: real.Tell,
 ) -> dict[str, Any] | None:
     """How often the classifier finds the intended class, in all and class by class."""
     if "accuracy" not in figures:
@@ -211,8 +228,8 @@ def _judged(
     names = run.info.label_names or [str(k) for k in range(classes)]
     drawn = np.bincount(np.concatenate(intended), minlength=classes).tolist()
     shares = figures["accuracy_per_class"]["value"]
-    held_out = real.images(run, real.source(run, "held-out"), tell, "held-out images")
-    right = [judge.predict(x) == y for x, y in held_out]
+    images = real.images(run, held_out, tell, "held-out images")
+    right = [judge.predict(x) == y for x, y in images]
     return {
         "accuracy": figures["accuracy"]["value"],
         "test_accuracy": float(np.concatenate(right).mean()),

@@ -81,13 +81,14 @@ def assess_cascade(
     wanted = [wanted_metrics(run, features, metrics) for run in members]
     sides = real.sides(last)
     with told(console) as tell, plainly():
-        others = real.source(last, sides[1])
+        splits = _splits(members)
+        others = splits[-1][sides[1]]
         num = enough(min(num, len(others)))
         stages = []
         for k, (run, made) in enumerate(zip(members, opened.cascade.stages)):
             measure = yardsticks.yardstick(
                 run, num=num, features=features, metrics=wanted[k], seed=seed,
-                tell=_within(tell, k), side=made.shape[0], sides=sides,
+                tell=_within(tell, k), splits=splits[k], side=made.shape[0], sides=sides,
             )  # fmt: skip
             true, fidelity = None, None
             if k:
@@ -97,7 +98,9 @@ def assess_cascade(
         cond = real.all_conditions(last, real.part(others, num, seed), num)
         _generate(opened, stages, num, cond, seed, batch, clock, tell)
         for k in range(1, len(stages)):
-            _restore(opened, k, stages[k], num, seed, batch, sides[1], clock, _within(tell, k))
+            _restore(
+                opened, k, stages[k], splits[k], num, seed, batch, sides[1], clock, _within(tell, k)
+            )
         tell("figures")
         rows = [_rows(stage, run) for stage, run in zip(stages, members)]
     reference, floor = stages[-1].measure.reference, stages[-1].measure.floor
@@ -176,6 +179,19 @@ def _columns(*titles: str) -> Any:
     return made
 
 
+def _splits(members: Sequence[Any]) -> list[dict[str, Any]]:
+    """`real.splits` of every stage, one and the same where the data are."""
+    found: dict[tuple, dict[str, Any]] = {}
+    made = []
+    for run in members:
+        c = run.config.data
+        key = (c.name, c.train_split, c.test_split, c.data_dir, tuple(c.conditions))
+        if key not in found:
+            found[key] = real.splits(run)
+        made.append(found[key])
+    return made
+
+
 def _generate(
     opened: Any, stages: list[_Stage], num: int, cond: dict[str, np.ndarray], seed: int,
     batch: int | None, clock: Timer, tell: real.Tell,
@@ -202,15 +218,15 @@ def _generate(
 
 
 def _restore(
-    opened: Any, k: int, stage: _Stage, num: int, seed: int, batch: int | None, other: str,
-    clock: Timer, tell: real.Tell,
+    opened: Any, k: int, stage: _Stage, splits: Any, num: int, seed: int, batch: int | None,
+    other: str, clock: Timer, tell: real.Tell,
 ) -> None:  # fmt: skip
     """Gives stage k true input, and takes in what it makes of it."""
     run = opened.runs[k]
     upsample = generate.cascade_upsampler(opened.cascade, k, run, seed)
     made = assess.true_input(
         run, upsample, batch or run.config.sampling.batch, num=num, seed=seed, tell=tell,
-        side=opened.cascade.stages[k].shape[0], other=other,
+        splits=splits, side=opened.cascade.stages[k].shape[0], other=other,
     )  # fmt: skip
     for side, some in clock.around(made):
         if side == other:

@@ -87,7 +87,9 @@ def _held_out(config: ml_collections.ConfigDict, count: int) -> dict[str, Any]:
     from jdiff.data.pipeline import batches
 
     c = config.data
-    source = patience.readable(c.name, c.test_split, c.data_dir, c.conditions)
+    source = patience.readable(  # a few are read: not all are decoded for them
+        c.name, c.test_split, c.data_dir, c.conditions, in_memory=False
+    )
     return next(
         batches(
             source, count, train=False, crop=c.crop, size=c.size, resample=c.resample,

@@ -35,6 +35,11 @@ def source(run: runs.Run, side: str) -> sources.Source:
     return sources.source(c.name, split, c.data_dir, fields=tuple(c.conditions))
 
 
+def splits(run: runs.Run) -> dict[str, sources.Source]:
+    """Both splits by their names: opened once, as a small set is decoded whole each time."""
+    return {side: source(run, side) for side in ("training", "held-out")}
+
+
 def rows(
     run: runs.Run, source: Any, *, batch: int = BATCH, side: int | None = None
 ) -> Iterator[dict[str, np.ndarray]]:

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ class Yardstick:
 
 def yardstick(
     run: runs.Run, *, num: int, features: str, metrics: Iterable[str], seed: int, tell: real.Tell,
-    side: int | None = None, sides: tuple[str, str] | None = None,
+    splits: Mapping[str, Any], side: int | None = None, sides: tuple[str, str] | None = None,
 ) -> Yardstick:  # fmt: skip
     """Measures the real images of a run.
 
@@ -88,6 +88,7 @@ def yardstick(
       metrics: of `wanted_metrics`.
       seed: of the choice of real images, of the noise, and of what is random in measuring.
       tell: of the progress.
+      splits: of `real.splits`.
       side: of the samples in pixels, as in `real.rows`.
       sides: as `real.sides` gives them, which it does unless given.
 
@@ -99,17 +100,16 @@ def yardstick(
     extract = None if features == "classifier" else _extractor(features, run, side)
     reference, other = sides or real.sides(run)
     tell("real images")
-    sources = {name: real.source(run, name) for name in ("training", "held-out")}
     start, judge = time.monotonic(), None
     if features == "classifier" or set(metrics) & set(JUDGED):
         tell("training the classifier")
-        judge = _classifier(run, sources["training"], seed, side)
+        judge = _classifier(run, splits["training"], seed, side)
     seconds = time.monotonic() - start
     space, probabilities = _divided(extract or judge.features), _probabilities(judge)
     images = lambda source, name: real.images(run, source, tell, f"{name} images", side=side)
-    held = summarize(images(sources[reference], reference), space, probabilities, seed=seed)
+    held = summarize(images(splits[reference], reference), space, probabilities, seed=seed)
     summary = lambda parts: summarize(parts, space, probabilities, shape=held.shape, seed=seed)
-    floor = summary(images(real.part(sources[other], num, seed), other))
+    floor = summary(images(real.part(splits[other], num, seed), other))
     ceiling = summary(noise_batches(held.shape, num, seed=seed))
     return Yardstick(
         tuple(metrics), space, judge, (reference, held), (other, floor), ceiling, seed, seconds

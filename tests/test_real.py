@@ -86,8 +86,7 @@ def test_samples_with_further_conditions_have_those_of_real_images(monkeypatch):
         yield np.zeros((num - 4, 8, 8, 1), np.uint8)
 
     monkeypatch.setattr(generate, "images", images)
-    monkeypatch.setattr(real, "source", lambda run, side: source)
-    parts = list(assess._draw(run, 6, 3, None, None, lambda *_: None))
+    parts = list(assess._draw(run, source, 6, 3, None, None, lambda *_: None))
     rows = real.part(source, 6, 0).picked  # some of the seven, at random
     np.testing.assert_array_equal(asked["text"], source.fields["text"][rows].astype(np.float32))
     np.testing.assert_array_equal(asked["text_mask"], source.fields["text_mask"][rows])

@@ -37,8 +37,9 @@ class Unreadable(UserError):
 
 
 def readable(
-    name: str, split: str, data_dir: str | os.PathLike | None = None, fields: Sequence[str] = ()
-) -> "Noted":
+    name: str, split: str, data_dir: str | os.PathLike | None = None, fields: Sequence[str] = (),
+    in_memory: bool | None = None,
+) -> "Noted":  # fmt: skip
     """`sources.source`, as a source that knows who reads what.
 
     Raises:
@@ -46,7 +47,7 @@ def readable(
       UserError: as `sources.source`.
     """
     try:
-        return Noted(source(name, split, data_dir, fields=fields))
+        return Noted(source(name, split, data_dir, fields=fields, in_memory=in_memory))
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise Unreadable(

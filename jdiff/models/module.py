@@ -6,7 +6,7 @@ from flax import nnx
 
 
 class Module(nnx.Module):
-    """An `nnx.Module` that is not itself a pytree, and so is built more than twice as fast.
+    """An `nnx.Module` that is not itself a pytree, and so is built about twice as fast.
 
     nnx otherwise looks through every attribute at every assignment. Nothing here needs it: a
     network is taken apart into `(apply, params)`, and those are the pytrees.
