@@ -69,6 +69,10 @@ class Apply:
         """The network, on the same params, without the residual blocks `where`: they pass h on."""
         return replace.replace(self, where, replace.Skipped, ResidualBlock)
 
+    def method(self, name: str) -> "Method":
+        """One of the module's methods as a pure function, e.g. `apply.method("encode")(params, x)`."""
+        return Method(self, name)
+
     def merge(self, params: Params) -> nnx.Module:
         """The NNX module with these weights and no edits, the inverse of `split`."""
         given = dict(flatten(params))
@@ -103,6 +107,24 @@ class Apply:
     def __repr__(self) -> str:
         edits = f", {len(self.edits)} edits" if self.edits else ""
         return f"Apply({len(self.paths)} parameters{edits})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method of a module without its weights: `method(params, *args, **kwargs)`.
+
+    For modules that are not networks of noisy images: autoencoders encode and decode, text encoders
+    read. Hashable, and equal to any other of the same structure and name.
+    """
+
+    apply: Apply
+    name: str
+
+    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+        """Call the method with these weights."""
+        model = replace.edit_modules(self.apply.merge(params), self.apply.edits)
+        with within(self.apply.layout):
+            return getattr(model, self.name)(*args, **kwargs)
 
 
 def split(model: nnx.Module) -> tuple[Apply, Params]:

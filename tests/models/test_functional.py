@@ -112,6 +112,22 @@ def test_apply_as_static_field_of_a_pytree():
     assert jax.tree.structure(bound) == jax.tree.structure(jax.tree_util.Partial(again, params))
 
 
+def test_a_method_is_a_pure_function_of_the_weights():
+    class Pair(models.module.Module):
+        def __init__(self, rngs):
+            self.first = layers.Linear(3, 2, rngs=rngs)
+
+        def encode(self, x, *, twice=False):
+            return self.first(x) * (2 if twice else 1)
+
+    apply, params = models.init(lambda rngs: Pair(rngs), KEY)
+    encode = jax.jit(apply.method("encode"), static_argnames="twice")
+    expected = X[0, 0] @ params["first"]["kernel"] + params["first"]["bias"]
+    np.testing.assert_allclose(encode(params, X[0, 0], twice=True), 2 * expected, rtol=1e-6)
+    assert apply.method("encode") == models.abstract(lambda rngs: Pair(rngs))[0].method("encode")
+    assert apply.method("encode") != apply.method("decode")
+
+
 def test_params_that_do_not_fit_are_named():
     apply, params = models.init(small_dit, KEY)
     params = {name: value for name, value in params.items() if name != "time1"} | {"extra": T}
