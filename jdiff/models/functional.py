@@ -70,7 +70,7 @@ class Apply:
         return replace.replace(self, where, replace.Skipped, ResidualBlock)
 
     def method(self, name: str) -> "Method":
-        """One of the module's methods as a pure function, e.g. `apply.method("encode")(params, x)`."""
+        """One of the module's methods as a pure function: `apply.method("encode")(params, x)`."""
         return Method(self, name)
 
     def merge(self, params: Params) -> nnx.Module:

@@ -115,7 +115,7 @@ def test_apply_as_static_field_of_a_pytree():
 def test_a_method_is_a_pure_function_of_the_weights():
     class Pair(models.module.Module):
         def __init__(self, rngs):
-            self.first = layers.Linear(3, 2, rngs=rngs)
+            self.first = layers.Linear(3, 2, init=initializers.normal(1.0), rngs=rngs)
 
         def encode(self, x, *, twice=False):
             return self.first(x) * (2 if twice else 1)
