@@ -29,7 +29,8 @@ DTYPES: Mapping[str, np.dtype] = {
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_STEM = "diffusion_pytorch_model"  # diffusers' name of a component's weights
+#: What each library calls a component's weights.
+STEMS: Mapping[str, str] = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
 
 def tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
@@ -116,7 +117,7 @@ def variants(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     for path in sorted(folder.glob("*.safetensors")):
         if "-of-" not in path.name:
             stem, _, variant = path.name.removesuffix(".safetensors").partition(".")
-            if stem in (_STEM, "model"):
+            if stem in STEMS.values():
                 found[variant] = path
     for path in sorted(folder.glob("*.safetensors.index*.json")):
         variant = path.name.split(".index", 1)[1].removesuffix(".json").removeprefix(".")
@@ -131,8 +132,9 @@ def write(
     *,
     variant: str | None = None,
     shard_bytes: int = 10 * 10**9,
+    library: str = "diffusers",
 ) -> None:
-    """Writes a component's weights as diffusers does: one file, or shards and an index.
+    """Writes a component's weights as diffusers and transformers do: one file, or shards, an index.
 
     One leaf is in memory at a time.
 
@@ -141,6 +143,7 @@ def write(
       read: `read(name) -> array`, called once for each, in order.
       variant: put in the file names, e.g. "fp16".
       shard_bytes: the most that a file holds, unless one tensor is larger.
+      library: in `STEMS`, whose file names they get.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,15 +153,15 @@ def write(
         if shards[-1] and sum(sizes[k] for k in shards[-1]) + size > shard_bytes:
             shards.append([])
         shards[-1].append(name)
-    suffix = f".{variant}" if variant else ""
+    stem, suffix = STEMS[library], f".{variant}" if variant else ""
     for path in variants(folder).values():  # of an earlier save: it would be read instead
         path.unlink()
     if len(shards) == 1:
-        _write(folder / f"{_STEM}{suffix}.safetensors", arrays, shards[0], read)
+        _write(folder / f"{stem}{suffix}.safetensors", arrays, shards[0], read)
         return
-    # diffusers puts the variant before the number of a shard, and after "index".
+    # They put the variant before the number of a shard, and after "index".
     files = [
-        f"{_STEM}{suffix}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))
+        f"{stem}{suffix}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))
     ]
     for file, names in zip(files, shards):
         _write(folder / file, arrays, names, read)
@@ -166,7 +169,7 @@ def write(
         "metadata": {"total_size": sum(sizes.values())},
         "weight_map": {name: file for file, names in zip(files, shards) for name in names},
     }
-    path = folder / f"{_STEM}.safetensors.index{suffix}.json"
+    path = folder / f"{stem}.safetensors.index{suffix}.json"
     path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 

@@ -43,6 +43,7 @@ class Component:
       model: the network's class.
       config: config.json.
       family: the class of checkpoints, and the table of its names.
+      names: tensors that the file it was read from calls otherwise: {the table's name: the file's}.
     """
 
     apply: models.Apply
@@ -51,6 +52,7 @@ class Component:
     model: type
     config: Mapping[str, Any]
     family: Family
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def replace(self, params: PyTree) -> "Component":
         """The same network with other weights, e.g. trained ones."""
@@ -62,10 +64,12 @@ def load_component(
     sharding: jax.sharding.Sharding | Placement | None = None, compute: str | None = None,
     **fields: Any,
 ) -> Component:  # fmt: skip
-    """Opens a component's folder in the diffusers layout: config.json and safetensors weights.
+    """Opens a component's folder: config.json and safetensors weights.
+
+    The layouts are those of diffusers and, for what reads text, of transformers.
 
     Args:
-      folder: e.g. stable-diffusion/unet.
+      folder: e.g. stable-diffusion/unet, stable-diffusion/text_encoder.
       variant: which weights if there are several, e.g. "fp16".
       dtype: of the weights in memory, as in the file unless given; e.g. "bfloat16".
       sharding: one for all leaves, or a function of a leaf's path, shape and logical axes.
@@ -84,7 +88,7 @@ def load_component(
     if not path.is_file():
         raise UserError(f"{folder} has no config.json; a component's folder holds one.")
     config = json.loads(path.read_text())
-    family = BY_CLASS[choose(f"{path}: _class_name", config.get("_class_name", ""), BY_CLASS)]
+    family = _family(config, path)
     given = files.component(folder, variant)
     return assemble(
         family, config, given, folder, dtype=dtype, sharding=sharding, compute=compute, **fields
@@ -119,7 +123,8 @@ def assemble(
     build = lambda rngs: model(**built, rngs=rngs)
     apply, shapes = models.abstract(build)
     entries = tables.plan(shapes, family, built)
-    given = tables.today(given, family)
+    names = tables.today(given, family)
+    given = {name: given[key] for name, key in names.items()}
     tables.check(entries, given, family.ignored, str(where))
     place = _placement(sharding)
     axes = {} if sharding is None else dict(flatten(models.axes(build)))
@@ -141,7 +146,8 @@ def assemble(
     with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)) + 1)) as pool:
         loaded = [leaf for group in pool.map(leaves, _groups(entries)) for leaf in group]
     params = nest({entry.path: leaf for entry, leaf in zip(entries, loaded)})
-    return Component(apply, params, built, model, dict(config), family)
+    named = {name: key for name, key in names.items() if name != key}
+    return Component(apply, params, built, model, dict(config), family, named)
 
 
 def save_component(
@@ -160,26 +166,28 @@ def save_component(
     folder = pathlib.Path(folder)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), component.params)
     leaves = dict(flatten(component.params))
-    sources: dict[str, Entry] = {}
+    sources: dict[str, tuple[Entry, str]] = {}
     arrays: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
     for entry in tables.plan(shapes, component.family, component.fields):
         kind = np.dtype(jnp.dtype(dtype)) if dtype else np.dtype(leaves[entry.path].dtype)
-        for key, part in tables.split(entry, tables.hollow(entry.shape)).items():
-            sources[key], arrays[key] = entry, (part.shape, kind)
+        for name, part in tables.split(entry, tables.hollow(entry.shape)).items():
+            key = component.names.get(name, name)
+            sources[key], arrays[key] = (entry, name), (part.shape, kind)
     held: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
 
     def read(key: str) -> np.ndarray:
-        entry = sources[key]
+        entry, name = sources[key]
         if entry.path not in held:
             held.clear()  # a leaf that several of theirs share stays until the next one
             held[entry.path] = tables.split(entry, np.asarray(leaves[entry.path]))
-        return held[entry.path][key].astype(arrays[key][1], copy=False)
+        return held[entry.path][name].astype(arrays[key][1], copy=False)
 
-    config = dict(component.config) or component.family.config(component.fields)
+    family = component.family
+    config = _named(dict(component.config) or family.config(component.fields), family)
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"_class_name": component.family.cls} | config, indent=2, sort_keys=True)
-    (folder / "config.json").write_text(text + "\n")
-    files.write(folder, arrays, read, variant=variant, shard_bytes=shard_bytes)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    how = {"variant": variant, "shard_bytes": shard_bytes, "library": family.library}
+    files.write(folder, arrays, read, **how)
 
 
 def component(family: str, params: PyTree, **fields: Any) -> Component:
@@ -191,12 +199,35 @@ def component(family: str, params: PyTree, **fields: Any) -> Component:
       **fields: of the network.
     """
     found = BY_CLASS[choose("component: family", family, BY_CLASS)]
-    config = {"_class_name": found.cls} | found.config(fields)
+    config = _named(found.config(fields), found)
     model, built = found.build(config)
     apply, shapes = models.abstract(lambda rngs: model(**(built | fields), rngs=rngs))
     if jax.tree.structure(shapes) != jax.tree.structure(params):
         raise UserError(f"component: params are not those of {model.__name__} with these fields.")
     return Component(apply, params, built | fields, model, config, found)
+
+
+def _family(config: Mapping[str, Any], path: pathlib.Path) -> Family:
+    """Of the class that a config names: as diffusers does, or the first known as transformers does.
+
+    Raises:
+      UserError: it names none, or none that is known.
+    """
+    if "_class_name" in config:
+        key, named = "_class_name", [config["_class_name"]]
+    else:
+        key, named = "architectures", config.get("architectures") or []
+    if not named:
+        raise UserError(f"{path} names no class: neither _class_name nor architectures.")
+    cls = next((name for name in named if name in BY_CLASS), named[0])
+    return BY_CLASS[choose(f"{path}: {key}", cls, BY_CLASS)]
+
+
+def _named(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The config with the name of its class."""
+    if family.library == "transformers":
+        return {**config, "architectures": [family.cls]}
+    return {"_class_name": family.cls, **config}
 
 
 def _groups(entries: list[Entry]) -> Iterator[list[Entry]]:

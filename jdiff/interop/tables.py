@@ -120,12 +120,17 @@ class Family:
     """One class of networks in checkpoints.
 
     Attributes:
-      cls: `_class_name` in config.json, or a name of our own for a layout without one.
+      cls: the class that config.json names (`_class_name`, or in `architectures`), or a name of our
+        own for a layout without a config.
       build: config -> (our model's class, its fields). Raises a UserError for what it cannot serve.
       config: fields -> their config, so that build(config(fields)) gives the fields again.
       table: the rules; or (fields) -> the rules, where their numbers depend on the fields.
       ignored: tensors of theirs that we compute, as regular expressions of whole names.
-      renamed: names of older files, as (regular expression, today's), as for `re.sub`.
+      renamed: names of other files, as (regular expression, today's), as for `re.sub`; a file is
+        written back with the names that it had.
+      also: other classes whose files hold this network among what is ignored.
+      library: whose layout a folder of it has, "diffusers" or "transformers": they differ in the
+        names of the weights' files, and in how the config names the class.
     """
 
     cls: str
@@ -134,6 +139,8 @@ class Family:
     table: tuple[Rule, ...] | Callable[[Mapping[str, Any]], tuple[Rule, ...]]
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
+    also: tuple[str, ...] = ()
+    library: str = "diffusers"
 
 
 class Entry(NamedTuple):
@@ -226,13 +233,17 @@ def _pattern(path: str) -> re.Pattern:
     return re.compile(out)
 
 
-def today(given: Mapping[str, np.ndarray], family: Family) -> dict[str, np.ndarray]:
-    """A checkpoint's tensors under the names that the table knows."""
-    named = {}
-    for key, value in given.items():
+def today(given: Iterable[str], family: Family) -> dict[str, str]:
+    """The names that the table knows a checkpoint's tensors by: {that name: the file's}.
+
+    Where a tensor is there under both, the table's name is the one that is read.
+    """
+    named, given = {}, dict.fromkeys(given)
+    for key in given:
+        name = key
         for old, new in family.renamed:
-            key = re.sub(old, new, key)  # noqa: PLW2901
-        named[key] = value
+            name = re.sub(old, new, name)
+        named[key if name in given else name] = key
     return named
 
 

@@ -1,5 +1,6 @@
 """A component's folder becomes a network's weights, and the same folder again."""
 
+import dataclasses
 import json
 
 import jax
@@ -130,9 +131,50 @@ def test_buffers_that_we_compute_are_passed_over(folder):
     interop.load_component(folder)
 
 
-def test_names_of_older_files_are_understood(folder, drawn):
+def test_names_of_older_files_are_understood_and_written_again(folder, drawn, tmp_path):
     rewrite(folder, lambda a: {k.replace(".q.", ".query."): v for k, v in a.items()})
-    equal(interop.load_component(folder).params, drawn)
+    found = interop.load_component(folder)
+    equal(found.params, drawn)
+    interop.save_component(found, tmp_path / "again")
+    again, before = files.component(tmp_path / "again"), files.component(folder)
+    assert "b.0.query.weight" in again
+    equal(again, before)
+
+
+def test_of_two_names_of_a_tensor_todays_is_read(folder, drawn):
+    q = "b.0.q.weight"
+    rewrite(folder, lambda a: {q.replace(".q.", ".query."): a[q] + 1} | a)
+    with pytest.raises(UserError, match=r"not part of it: b\.0\.query\.weight"):
+        interop.load_component(folder)
+
+
+@pytest.mark.parametrize("named", [["ToyModel"], ["ToyForAll"], ["Unknown", "ToyModel"]])
+def test_a_transformers_folder_names_its_class_among_architectures(
+    folder, drawn, tmp_path, monkeypatch, named
+):
+    """What is written is its layout: the files are called model, and there is no _class_name."""
+    family = dataclasses.replace(TOY, cls="ToyModel", also=("ToyForAll",), library="transformers")
+    monkeypatch.setattr(loading, "BY_CLASS", dict.fromkeys(("ToyModel", "ToyForAll"), family))
+    (folder / "config.json").write_text(json.dumps(FIELDS | {"architectures": named}))
+    found = interop.load_component(folder)
+    equal(found.params, drawn)
+    interop.save_component(found, tmp_path / "again", variant="fp16", shard_bytes=4000)
+    written = sorted(path.name for path in (tmp_path / "again").iterdir())
+    assert written[0] == "config.json" and written[-1] == "model.safetensors.index.fp16.json"
+    assert written[1].startswith("model.fp16-00001-of-")
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == FIELDS | {
+        "architectures": ["ToyModel"]
+    }
+    equal(interop.load_component(tmp_path / "again").params, drawn)
+
+
+def test_a_config_without_a_class_is_refused(folder):
+    (folder / "config.json").write_text(json.dumps(FIELDS))
+    with pytest.raises(UserError, match="neither _class_name nor architectures"):
+        interop.load_component(folder)
+    (folder / "config.json").write_text(json.dumps({"architectures": ["ToyTransfomer"]}))
+    with pytest.raises(UserError, match="architectures .* Did you mean 'ToyTransformer'"):
+        interop.load_component(folder)
 
 
 def test_a_class_that_is_not_known_gets_the_nearest(folder):

@@ -4,11 +4,12 @@ from jdiff.interop.tables import Family, Rule, linear, linears, patch
 from jdiff.models import DiT
 
 FIELDS = {"width": 16, "depth": 3, "heads": 2, "in_channels": 4, "patch": 2}
+CLASS = ("_class_name", "architectures")
 OURS_ALONE = ("scan", "remat", "dtype")
 
 TOY = Family(
     cls="ToyTransformer",
-    build=lambda config: (DiT, {k: v for k, v in config.items() if not k.startswith("_")}),
+    build=lambda config: (DiT, {k: v for k, v in config.items() if k not in CLASS}),
     config=lambda fields: {k: v for k, v in fields.items() if k not in OURS_ALONE},
     table=(
         Rule("embed_patches", "proj", patch(2)),

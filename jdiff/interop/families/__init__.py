@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 from jdiff.interop.families import (
     adm,
+    autoencoder_dc,
+    autoencoder_qwen,
     cond_unet,
     dit,
     edm,
@@ -35,7 +37,11 @@ _FAMILIES: tuple[Family, ...] = (
     adm.FAMILY,
     *edm.FAMILIES,
     edm2.FAMILY,
+    autoencoder_qwen.FAMILY,
+    autoencoder_dc.FAMILY,
 )
 
-#: By `_class_name` of config.json, or a layout's own name where it has none.
-BY_CLASS: Mapping[str, Family] = {family.cls: family for family in _FAMILIES}
+#: By the class that config.json names, or a layout's own name where it has none.
+BY_CLASS: Mapping[str, Family] = {
+    name: family for family in _FAMILIES for name in (family.cls, *family.also)
+}
