@@ -75,7 +75,10 @@ def together(x: jax.Array, *maps: Linear) -> list[jax.Array]:
 
 
 class Conv(Module):
-    """A square convolution of [B, H, W, C], in `dtype`; `padding` "SAME" or pixels a side."""
+    """A square convolution of [B, H, W, C], in `dtype`; `padding` "SAME" or pixels a side.
+
+    With `groups`, as many sets of neighbouring channels are convolved apart.
+    """
 
     def __init__(
         self,
@@ -84,16 +87,19 @@ class Conv(Module):
         size: int,
         *,
         init: Init,
-        bias_init: Init = zeros,
+        bias_init: Init | None = zeros,
         stride: int = 1,
         padding: str | int = "SAME",
+        groups: int = 1,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.stride, self.padding, self.dtype = stride, padding, jnp.dtype(dtype)
-        axes = (None, None, "channels_in", "channels_out")
-        self.kernel = param(rngs, (size, size, channels_in, channels_out), init, axes)
-        self.bias = param(rngs, (channels_out,), bias_init, axes[3:])
+        self.groups = groups
+        axes = (None, None, "channels_in" if groups == 1 else None, "channels_out")
+        self.kernel = param(rngs, (size, size, channels_in // groups, channels_out), init, axes)
+        bias = functools.partial(param, rngs, (channels_out,), axes=axes[3:])
+        self.bias = None if bias_init is None else bias(bias_init)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolve [B, H, W, channels_in] to [B, H', W', channels_out]."""
@@ -104,8 +110,9 @@ class Conv(Module):
             window_strides=(self.stride, self.stride),
             padding=padding if isinstance(padding, str) else [(padding, padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
         )
-        return x + self.bias[...].astype(self.dtype)
+        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
 class GroupNorm(Module):
@@ -180,17 +187,22 @@ class LayerNorm(Module):
 
 
 class RMSNorm(Module):
-    """x / sqrt(mean x^2 + eps) over the last axis, times a learned scale; float32 inside."""
+    """x / sqrt(mean x^2 + eps) over the last axis, times a learned scale; float32 inside.
 
-    def __init__(self, width: int, *, eps: float = 1e-6, rngs: nnx.Rngs):
+    A learned `bias` is added, if asked for.
+    """
+
+    def __init__(self, width: int, *, eps: float = 1e-6, bias: bool = False, rngs: nnx.Rngs):
         self.eps = eps
         self.scale = param(rngs, (width,), ones)
+        self.bias = param(rngs, (width,), zeros) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., width] to the same; the dtype of `x`."""
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.eps)
-        return (y * self.scale[...]).astype(x.dtype)
+        y = y * self.scale[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
 
 
 def sinusoidal(
