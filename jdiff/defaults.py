@@ -6,12 +6,10 @@ import ml_collections
 from ml_collections import config_dict
 
 
-def defaults() -> ml_collections.ConfigDict:
-    """Every field of an experiment's config, with its default.
-
-    Sections with a `name` choose a function by name; their other entries are its arguments.
-    """
+def common(kind: str) -> ml_collections.ConfigDict:
+    """The fields that experiments of every kind have, with their defaults."""
     c = ml_collections.ConfigDict()
+    c.kind = kind  # what is trained: jdiff.kinds.BY_NAME
     c.name = ""  # of the experiment, for reports
     c.seed = 0
     c.compile_cache = True  # keep compiled programs between runs, in cache_dir
@@ -38,31 +36,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.mesh.attention = "ring"  # over split tokens: "ring" or "all_to_all"
     c.mesh.rules = _open()  # axis of an array -> mesh axis, over the family's; see docs/scale.md
 
-    c.model = _open(name="unet")  # jdiff.models.BY_NAME; sizes and classes come from the data
-    c.schedule = _open(name="edm")  # jdiff.schedules.BY_NAME
-    c.parameterization = ml_collections.ConfigDict()
-    c.parameterization.target = "edm"  # x0, eps, v, score, velocity or edm
-    c.parameterization.time = config_dict.placeholder(str)  # what the network is told; see docs
-    c.parameterization.sigma_data = 0.5
-    c.parameterization.variance = "fixed"  # or "learned_range", with twice the out_channels
-
-    c.low_res = ml_collections.ConfigDict()  # of a super-resolution stage; see docs/cascades.md
-    c.low_res.factor = config_dict.placeholder(float)  # input's size = data.size / factor; or None
-    c.low_res.down = "area"  # how it is made smaller: area, bilinear, bicubic or nearest
-    c.low_res.up = "bilinear"  # how the network enlarges it: bilinear, bicubic or nearest
-    c.low_res.residual = False  # generate what the image has beyond the enlarged input (SRDiff)
-    c.low_res.augmentation = _open(name="none")  # jdiff.cascades.augmentations.BY_NAME
-
-    c.loss = ml_collections.ConfigDict()
-    c.loss.name = "denoising"  # jdiff.losses.BY_NAME
-    c.loss.arguments = _open()  # further arguments of the loss, e.g. meanflow's share
-    c.loss.distribution = _open(name="lognormal")  # of the training times
-    c.loss.weighting = _open(name="own")  # "own": the loss's own, e.g. the network's squared error
-    c.loss.coupling = _open(name="independent")  # of data and noise, jdiff.couplings.BY_NAME
-    c.loss.null_rate = 0.1  # share of conditions dropped, for classifier-free guidance
-    c.loss.target = "params"  # which average gives a loss its targets; "params": the weights as is
-    c.loss.teacher = config_dict.placeholder(str)  # a run directory; guided as its config samples
-    c.loss.solver = _open(name="heun")  # of the teacher's step, in consistency_distillation
+    c.model = _open()  # what the kind trains; sizes come from the data
 
     c.optimizer = ml_collections.ConfigDict()
     c.optimizer.name = "adam"  # adam, adamw, radam, lion or muon
@@ -88,6 +62,48 @@ def defaults() -> ml_collections.ConfigDict:
     c.train.peak_flops = config_dict.placeholder(float)
 
     c.sampling = ml_collections.ConfigDict()
+    c.sampling.ema = "ema"  # which average is used; "params" is the weights themselves
+    c.sampling.batch = 256  # images at a time
+
+    c.evaluation = ml_collections.ConfigDict()
+    c.evaluation.num = 1000  # images that are measured
+    c.evaluation.reference = "test"  # the split they are compared with; papers' FID: "train"
+    c.evaluation.features = "pixels"  # classifier, pixels, inception or resnet50
+    return c
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """Every field of an experiment's config, with its default.
+
+    Sections with a `name` choose a function by name; their other entries are its arguments.
+    """
+    c = common("diffusion")
+    c.model.name = "unet"  # jdiff.models.BY_NAME; sizes and classes come from the data
+    c.schedule = _open(name="edm")  # jdiff.schedules.BY_NAME
+    c.parameterization = ml_collections.ConfigDict()
+    c.parameterization.target = "edm"  # x0, eps, v, score, velocity or edm
+    c.parameterization.time = config_dict.placeholder(str)  # what the network is told; see docs
+    c.parameterization.sigma_data = 0.5
+    c.parameterization.variance = "fixed"  # or "learned_range", with twice the out_channels
+
+    c.low_res = ml_collections.ConfigDict()  # of a super-resolution stage; see docs/cascades.md
+    c.low_res.factor = config_dict.placeholder(float)  # input's size = data.size / factor; or None
+    c.low_res.down = "area"  # how it is made smaller: area, bilinear, bicubic or nearest
+    c.low_res.up = "bilinear"  # how the network enlarges it: bilinear, bicubic or nearest
+    c.low_res.residual = False  # generate what the image has beyond the enlarged input (SRDiff)
+    c.low_res.augmentation = _open(name="none")  # jdiff.cascades.augmentations.BY_NAME
+
+    c.loss = ml_collections.ConfigDict()
+    c.loss.name = "denoising"  # jdiff.losses.BY_NAME
+    c.loss.arguments = _open()  # further arguments of the loss, e.g. meanflow's share
+    c.loss.distribution = _open(name="lognormal")  # of the training times
+    c.loss.weighting = _open(name="own")  # "own": the loss's own, e.g. the network's squared error
+    c.loss.coupling = _open(name="independent")  # of data and noise, jdiff.couplings.BY_NAME
+    c.loss.null_rate = 0.1  # share of conditions dropped, for classifier-free guidance
+    c.loss.target = "params"  # which average gives a loss its targets; "params": the weights as is
+    c.loss.teacher = config_dict.placeholder(str)  # a run directory; guided as its config samples
+    c.loss.solver = _open(name="heun")  # of the teacher's step, in consistency_distillation
+
     c.sampling.solver = _open(name="heun")  # jdiff.solvers.BY_NAME
     c.sampling.grid = _open(name="karras", steps=18)  # jdiff.grids.BY_NAME
     c.sampling.guidance = ml_collections.ConfigDict()
@@ -96,15 +112,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.sampling.guidance.rescale = config_dict.placeholder(float)  # 0 to 1
     # "static", "dynamic", or a section such as {"name": "dynamic", "quantile": 0.995}.
     c.sampling.threshold = None
-    c.sampling.ema = "ema"  # which average samples; "params" is the weights themselves
-    c.sampling.batch = 256  # images at a time
     c.sampling.aug_level = config_dict.placeholder(float)  # of a stage's low-resolution input
     c.sampling.truncate = False  # True: the stage before stops at that level; no noise is added
-
-    c.evaluation = ml_collections.ConfigDict()
-    c.evaluation.num = 1000  # generated images
-    c.evaluation.reference = "test"  # the split they are compared with; papers' FID: "train"
-    c.evaluation.features = "pixels"  # classifier, pixels, inception or resnet50
     return c
 
 

@@ -5,7 +5,7 @@ the network is told, enlarged; what the stage makes of it; the image itself.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +13,13 @@ import ml_collections
 import numpy as np
 
 from jdiff import experiment, super_resolution
+from jdiff.pictures import Drawing
 from jdiff.pytree import Array, PyTree
 from jdiff.sampling import sample
 from jdiff.training.step import State
 
 _COLUMNS = 8
 _HELD_OUT = 8
-
-
-class Drawing(NamedTuple):
-    """How a run draws.
-
-    Attributes:
-      draw: state -> samples `[N, H, W, C]`, on the devices of training.
-      arranged: the fetched samples -> the cells of the picture, row by row.
-      columns: cells in a row.
-    """
-
-    draw: Callable[[State], Array]
-    arranged: Callable[[Any], Any]
-    columns: int
 
 
 def drawing(
@@ -50,7 +37,7 @@ def drawing(
     if exp.low_res is not None:
         return _of_stage(exp, config, level, key, info)
     if config.data.conditions:
-        cond = exp.cond(_held_out(config, _HELD_OUT))
+        cond = exp.cond(held_out(config, _HELD_OUT))
         cond = {name: jnp.repeat(array, _COLUMNS, axis=0) for name, array in cond.items()}
         num = len(next(iter(cond.values())))
         draw = _drawer(exp, config, key, info.shape, num, cond)
@@ -66,7 +53,7 @@ def drawing(
 def _of_stage(
     exp: experiment.Experiment, config: Any, level: PyTree, key: Array, info: Any
 ) -> Drawing:
-    batch = _held_out(config, _HELD_OUT)
+    batch = held_out(config, _HELD_OUT)
     truth = experiment.to_float(batch["image"])
     count = len(truth)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 0), jnp.arange(count))
@@ -81,7 +68,7 @@ def _of_stage(
     return Drawing(_drawer(exp, config, key, info.shape, count, cond), arranged, columns=3)
 
 
-def _held_out(config: ml_collections.ConfigDict, count: int) -> dict[str, Any]:
+def held_out(config: ml_collections.ConfigDict, count: int) -> dict[str, Any]:
     """The first held-out images and what belongs to them, prepared as in training."""
     from jdiff.data import patience
     from jdiff.data.pipeline import batches

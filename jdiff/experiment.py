@@ -66,6 +66,12 @@ class Experiment(NamedTuple):
         with within(self.layout):
             return models.init(self.build, key)[1]
 
+    def shapes(self) -> PyTree:
+        """The shapes of the parameters; nothing is computed."""
+        from jdiff import models
+
+        return models.abstract(self.build)[1]
+
     def placed(self, state: PyTree) -> PyTree:
         """Where the leaves of `state` (the weights, or a training state) live on the mesh."""
         from jdiff import models

@@ -3,8 +3,8 @@
 import io
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,20 @@ BACKGROUND = 255
 _CELL = 48
 _APART = 10  # pixels more between groups
 _LETTERS = 13  # pixels: the height of a line of captions
+
+
+class Drawing(NamedTuple):
+    """How a run draws the pictures of its training.
+
+    Attributes:
+      draw: training state -> images `[N, H, W, C]`, on the devices of training.
+      arranged: the fetched images -> the cells of the picture, row by row.
+      columns: cells in a row.
+    """
+
+    draw: Callable[[Any], Any]
+    arranged: Callable[[Any], Any]
+    columns: int
 
 
 def grid(

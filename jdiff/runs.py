@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from jdiff import experiment, parallel
+from jdiff import experiment, kinds, parallel
 from jdiff.config import EITHER, completed, differences, from_json, to_json
 from jdiff.errors import UserError, choose
 from jdiff.parallel.layout import Layout
@@ -79,40 +79,77 @@ def load_run(
     >>> run = jdiff.load_run("runs/digits")
     >>> denoise = guidance.cfg(run.denoiser, scale=2.0, null=run.null)
     """
-    from jdiff import models
+    opened = restored(workdir, ema=ema, step=step, mesh=mesh)
+    exp = opened.experiment
+    if not isinstance(exp, experiment.Experiment):
+        kind = opened.config.kind
+        raise UserError(
+            f"{workdir} is a run of the kind {kind!r}, which makes no images from noise; "
+            f"{kinds.named(kind).OPENER} opens it."
+        )
+    return Run(
+        opened.workdir, opened.config, exp.denoiser(opened.params), exp.null, exp.schedule,
+        opened.info, opened.step, opened.ema, exp.layout, exp.low_res,
+    )  # fmt: skip
+
+
+class Restored(NamedTuple):
+    """What a run directory of any kind holds.
+
+    Attributes:
+      experiment: what its kind builds of the config.
+      params: the weights, on the devices of `experiment.layout`.
+      info: what the data is.
+      step: the checkpoint's.
+      ema: which weights these are.
+    """
+
+    workdir: pathlib.Path
+    config: ml_collections.ConfigDict
+    experiment: Any
+    params: PyTree
+    info: Any
+    step: int
+    ema: str
+
+
+def restored(
+    workdir: str | pathlib.Path, *, ema: str | None = None, step: int | None = None,
+    mesh: Mapping[str, int] | None = None,
+) -> Restored:  # fmt: skip
+    """Opens a run directory of any kind; arguments and errors as of `load_run`."""
     from jdiff.data.sources import Info
 
     workdir = pathlib.Path(workdir)
     config = read_config(workdir)
+    kind = kinds.of(config)
     ema = config.sampling.ema if ema is None else ema
     choose("ema", ema, [*config.ema, "params"])
     described = read_description(workdir)
     if "data" not in described:
         raise UserError(f"{workdir}/run.json does not say what the data was: training never began.")
     info = Info.of(described["data"])
-    exp = experiment.build(config, info)
-    layout = _layout(config, mesh)
-    _, like = models.abstract(exp.build)
+    exp = kind.build(config, info)
+    layout = _layout(kind, config, mesh)
+    like = exp.shapes()
     if layout is not None:
         exp = exp.on(layout)
         at = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
         like = jax.tree.map(at, like, exp.placed(like))
     with checkpoints.opened(workdir, write=False) as saved:
-        restored = saved.restore_average(like, ema, step)
-    denoiser = exp.denoiser(restored.state)
-    return Run(
-        workdir, config, denoiser, exp.null, exp.schedule, info, restored.step, ema, layout,
-        exp.low_res,
-    )  # fmt: skip
+        found = saved.restore_average(like, ema, step)
+    return Restored(workdir, config, exp, found.state, info, found.step, ema)
 
 
-def _layout(config: ml_collections.ConfigDict, sizes: Mapping[str, int] | None) -> Layout | None:
+def _layout(
+    kind: kinds.Kind, config: ml_collections.ConfigDict, sizes: Mapping[str, int] | None
+) -> Layout | None:
     """Of all devices; None for one."""
     count = jax.device_count()
     if sizes is None:
         sizes = adapted({axis: config.mesh[axis] for axis in AXES}, count)
     mesh = parallel.make(sizes)
-    return experiment.layout(config, mesh) if count > 1 else None
+    return kind.layout(config, mesh) if count > 1 else None
 
 
 def teacher(
@@ -154,7 +191,7 @@ def weights(
     Raises:
       UserError: as `load_run`, or its network is another than that of `like`.
     """
-    found = load_run(workdir, mesh=mesh).denoiser.params
+    found = restored(workdir, mesh=mesh).params
     shapes = lambda tree: {
         jax.tree_util.keystr(path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -211,9 +248,13 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
         _refuse_cascade(pathlib.Path(workdir))
         raise UserError(f"{workdir} is not a run directory (no config.json); train writes one.")
     try:
-        return completed(from_json(path.read_text()), experiment.defaults())
+        return _completed(from_json(path.read_text()))
     except ValueError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    return completed(config, kinds.of(config).defaults())
 
 
 def _refuse_sweep(workdir: pathlib.Path) -> None:
@@ -245,7 +286,7 @@ def unlike(before: ml_collections.ConfigDict, now: ml_collections.ConfigDict) ->
 
     Fields that `before` lacks, being of an earlier version, count as their defaults.
     """
-    before = completed(before, experiment.defaults())
+    before = _completed(before)
     return [line for line in differences(before, now) if not line.startswith(_MAY_CHANGE)]
 
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from jdiff import cache, ending, exits, experiment, runs
-from jdiff.drawing import Drawing, drawing
+from jdiff import cache, ending, exits, experiment, kinds, runs
 from jdiff.errors import UserError
 from jdiff.parallel import hosts
+from jdiff.pictures import Drawing
 from jdiff.profiling import tracer
 from jdiff.profiling.clock import TRAINING, Clock
 from jdiff.pytree import Array, PyTree
@@ -48,7 +48,7 @@ def train(
     Of many processes (`parallel.hosts`) each reads its rows of a batch; the first writes and tells.
 
     Args:
-      config: see `experiment.defaults`.
+      config: of any kind (`jdiff.kinds`); most are as `experiment.defaults`.
       workdir: a new directory, or one of the same config.
       console: a rich Console.
       profile: steps to trace with jax's profiler, into WORKDIR/profile.
@@ -80,20 +80,19 @@ def _train(
         config.data.name, config.data.train_split, config.data.data_dir, config.data.conditions
     )
     info = experiment.prepared(source.info, config.data)
-    layout = experiment.layout(config)
-    frozen = teacher = None
-    if config.loss.teacher is not None:
-        frozen, teacher = runs.teacher(config.loss.teacher, info, layout.mesh.shape)
-    exp = experiment.build(config, info, teacher, layout)
-    experiment.check(exp, info)
-    experiment.sampler(config, exp.denoiser(None), exp.null)  # its errors now, not in an hour
+    kind = kinds.of(config)
+    layout = kind.layout(config)
+    frozen, teacher = kind.frozen(config, info, layout.mesh.shape)
+    exp = kind.build(config, info, teacher, layout)
+    kind.check(exp, info)
+    kind.check_later(exp)
     feed = batches(
         source, config.train.batch_size, seed=config.seed, train=True, flip=config.data.flip,
         crop=config.data.crop, size=config.data.size, resample=config.data.resample,
         threads=config.data.threads, rows=layout.rows(config.train.batch_size),
     )  # fmt: skip
     key_init, key_train, key_sample = jax.random.split(jax.random.key(config.seed), 3)
-    pictured = drawing(exp, config, key_sample, info)
+    pictured = kind.drawing(exp, config, key_sample, info)
     if line.first:
         runs.claim(workdir, config)
     cache.enable(config.compile_cache, config.cache_dir)
@@ -195,7 +194,7 @@ def _train(
 
 
 def _beginning(
-    exp: experiment.Experiment, key_init: Array, key_train: Array, frozen: PyTree
+    exp: Any, key_init: Array, key_train: Array, frozen: PyTree
 ) -> tuple[Callable[[], steps.State], steps.State]:
     """(draws the state before the first step, its shapes and where they live).
 
@@ -253,7 +252,7 @@ class _Watch:
     """
 
     def __init__(
-        self, exp: experiment.Experiment, metrics: logs.Metrics, saved: checkpoints.Checkpoints,
+        self, exp: Any, metrics: logs.Metrics, saved: checkpoints.Checkpoints,
         clock: Clock, done: int,
     ):  # fmt: skip
         self._exp, self._metrics, self._saved, self._clock = exp, metrics, saved, clock
@@ -287,11 +286,11 @@ class _Watch:
             self.rate = (step - self._counted) * self.speed.batch_size / max(seconds, 1e-9)
             mean = lambda name: float(sum(v[name] for v in values) / len(values))
             self.loss = mean("loss")
+            figures = [name for name in values[0] if name != "bad_step"]  # and those of the loss
             self._metrics.write(
                 step,
                 {
-                    "loss": self.loss,
-                    "grad_norm": mean("grad_norm"),
+                    **{name: mean(name) for name in figures},
                     "learning_rate": float(self._exp.learning_rate(step - 1)),
                     **self.speed.of(self.rate),
                 },

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, console: Any) -> int:
-    from jdiff import assess, cache, runs
+    from jdiff import assess, cache, kinds, runs
 
     if stages.folder(args.workdir):
         return cascades.evaluate(args, console)
@@ -71,12 +71,13 @@ def _run(args: argparse.Namespace, console: Any) -> int:
     cache.enable(config.compile_cache, config.cache_dir)
     chosen = choices(args, config)
     metrics = args.metrics and cascades.named(args.metrics)
-    opened = runs.load_run(args.workdir, ema=args.ema, step=args.step, mesh=args.mesh)
-    figures = assess.assess(
+    kind = kinds.of(config)
+    opened = kind.open(args.workdir, ema=args.ema, step=args.step, mesh=args.mesh)
+    figures = kind.assess(
         opened, num=args.num, seed=args.seed, batch=args.batch, sampling=chosen,
         features=args.features, metrics=metrics, console=console,
     )  # fmt: skip
-    console.print(assess.table(figures))
+    console.print(kind.table(figures))
     path = args.workdir / assess.FILE
     console.print(f"figures  {path}", markup=False, highlight=False, soft_wrap=True)
     return 0

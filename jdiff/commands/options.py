@@ -24,6 +24,11 @@ GRIDS = (
     "kl_optimal, linear_quadratic, shifted; on discrete tables: leading, trailing, linspace, "
     "simple, normal, ddim_uniform, sgm_uniform, iddpm; align_your_steps"
 )
+# The options of add_sampling that say how a denoiser samples.
+_SAMPLER = (
+    "solver", "solver_args", "steps", "grid", "grid_args", "guidance_scale", "interval", "rescale",
+    "threshold", "threshold_args", "aug_level", "truncate",
+)  # fmt: skip
 
 
 def add_workdir(parser: argparse.ArgumentParser) -> None:
@@ -117,10 +122,18 @@ def choices(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     """The sampler options that were given, as `runs.sampler` takes them.
 
     A name replaces a whole entry of config.sampling; arguments alone change the one that is there.
+
+    Raises:
+      UserError: an unknown name; any of them, of a run that samples nothing.
     """
     from jdiff import grids, solvers
     from jdiff.errors import choose
 
+    if "solver" not in config.sampling:
+        for name in _SAMPLER:
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name}: {args.workdir} is no run of a model that samples.")
+        return {}
     chosen: dict[str, Any] = {}
     if args.solver is not None:
         same = args.solver == config.sampling.solver.name

@@ -44,7 +44,7 @@ def of_run(args: argparse.Namespace, config: Any) -> None:
             "apply."
         )
     for name in _OF_INPUT:
-        if config.low_res.factor is None and getattr(args, name) is not None:
+        if config.get("low_res", {}).get("factor") is None and getattr(args, name) is not None:
             raise UserError(
                 f"--{name}: {args.workdir} has no low-resolution input (config.low_res.factor)."
             )

@@ -138,7 +138,7 @@ def _whole(args: argparse.Namespace, settings: Any, console: Any, *, anew: bool)
 
 def _one(args: argparse.Namespace, settings: Any, workdir: pathlib.Path, console: Any) -> int:
     """Trains, evaluates and reports one run."""
-    from jdiff import assess, report, runs
+    from jdiff import kinds, report
     from jdiff.data.patience import Unreadable
     from jdiff.parallel import hosts
     from jdiff.profiling import tracer
@@ -164,9 +164,8 @@ def _one(args: argparse.Namespace, settings: Any, workdir: pathlib.Path, console
         done = f"trained {result.step:,} steps in {result.seconds:.0f} s, loss {result.loss:.4f}"
         _tell(console, done)
     if not args.no_evaluate:
-        opened = runs.load_run(workdir)
-        figures = assess.assess(opened, console=console)
-        console.print(assess.table(figures))
+        kind = kinds.of(settings)
+        console.print(kind.table(kind.assess(kind.open(workdir), console=console)))
     if first:
         _tell(console, f"report   {report.write(workdir)}")
     return exits.OK

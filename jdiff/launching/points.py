@@ -196,7 +196,7 @@ def _same(given: Any, held: Any) -> bool:
 
 def _check(path: str, given: Sequence[Overrides], made: Sequence[ConfigDict]) -> None:
     """Builds each experiment that differs in more than seed and optimiser; nothing is computed."""
-    from jdiff import experiment
+    from jdiff import experiment, kinds
     from jdiff.data import sources
     from jdiff.training import optimizers
 
@@ -214,10 +214,10 @@ def _check(path: str, given: Sequence[Overrides], made: Sequence[ConfigDict]) ->
                     fields=one.data.conditions,
                 )  # fmt: skip
                 infos[data] = experiment.prepared(source.info, one.data)
-            if tree not in built and one.loss.teacher is None:
+            if tree not in built:
                 built.add(tree)
-                made_of = experiment.build(one, infos[data])
-                experiment.sampler(one, made_of.denoiser(None), made_of.null)
+                kind = kinds.of(one)
+                kind.check_later(kind.build(one, infos[data]))
         except UserError as error:
             raise UserError(
                 f"{path}: point {i} of sweep() ({describe(overrides)}): {error}"

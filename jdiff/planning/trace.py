@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jdiff import experiment
+from jdiff import kinds
 from jdiff.parallel import mesh as meshes
 from jdiff.parallel.layout import Layout
 from jdiff.planning import spread
@@ -45,7 +45,7 @@ def trace(config: Any, info: Any, count: int) -> Traced:
     """Traces the step of `config` for `count` devices; computes nothing.
 
     Raises:
-      UserError: as `experiment.build` and `experiment.layout`.
+      UserError: as `build` and `layout` of the config's kind, see `jdiff.kinds`.
     """
     exp, frozen = build(config, info, mesh(config, count))
     state, batch = arguments(exp, info, frozen)
@@ -87,26 +87,18 @@ def abstract(sizes: dict[str, int], count: int) -> jax.sharding.AbstractMesh:
     return jax.sharding.AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=kinds)
 
 
-def build(config: Any, info: Any, mesh: Any) -> tuple[experiment.Experiment, PyTree]:
+def build(config: Any, info: Any, mesh: Any) -> tuple[Any, PyTree]:
     """The experiment on a mesh, abstract or not, and its teacher's weights."""
-    frozen = teacher = None
-    if config.loss.teacher is not None:
-        from jdiff import runs
-
-        frozen, teacher = runs.teacher(config.loss.teacher, info)
-    exp = experiment.build(config, info, teacher, experiment.layout(config, mesh))
-    experiment.check(exp, info)
+    kind = kinds.of(config)
+    frozen, teacher = kind.frozen(config, info)
+    exp = kind.build(config, info, teacher, kind.layout(config, mesh))
+    kind.check(exp, info)
     return exp, frozen
 
 
-def arguments(
-    exp: experiment.Experiment, info: Any, frozen: PyTree = None
-) -> tuple[steps.State, PyTree]:
+def arguments(exp: Any, info: Any, frozen: PyTree = None) -> tuple[steps.State, PyTree]:
     """Shapes of the state and of a batch."""
-    from jdiff import models
-
-    _, params = models.abstract(exp.build)
-    state = abstract_state(params, exp.optimizer, exp.averages, frozen)
+    state = abstract_state(exp.shapes(), exp.optimizer, exp.averages, frozen)
     rows = exp.config.train.batch_size
     batch = {"image": jax.ShapeDtypeStruct((rows, *info.shape), jnp.uint8)}
     if info.num_classes:
@@ -124,6 +116,6 @@ def abstract_state(
     return jax.eval_shape(start, params, jax.random.key(0), frozen)
 
 
-def step(exp: experiment.Experiment) -> steps.Step:
+def step(exp: Any) -> steps.Step:
     """The step that `jdiff train` compiles."""
     return steps.make_step(exp.loss, exp.optimizer, exp.averages, exp.config.train.accumulate)

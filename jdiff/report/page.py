@@ -1,16 +1,17 @@
 """The page: facts arranged for the template, and the file written."""
 
 import datetime
-import json
 import math
 import pathlib
 import shlex
 from typing import Any
 
+from jdiff import kinds
 from jdiff.report import charts, files
 from jdiff.report.facts import Facts, gather
 from jdiff.report.figures import duration, number, percent
 from jdiff.report.timing import timing
+from jdiff.report.words import Words
 
 # Squared distances are drawn on a root scale: their noise is thousands of times their floor.
 _SQUARED = ("frechet", "kernel")
@@ -38,18 +39,20 @@ def render(workdir: str | pathlib.Path) -> str:
       UserError: `workdir` is not a run directory.
     """
     facts = gather(workdir)
+    words = kinds.named(facts.config_of.get("kind", "diffusion")).page(facts)
     return files.page(
         "page.html.j2", ("page.css",), ("page.js", "config.js"),
         title=_title(facts),
-        subtitle=_subtitle(facts),
+        subtitle=_subtitle(facts, words),
         state=_OPEN_STATES.get(facts.run.get("state"), "not begun"),
         cards=_cards(facts),
         pictures=facts.pictures,
-        same=_same(facts),
-        charts=files.svg(_charts(facts)),
+        same=words.same,
+        shown=words.shown,
+        charts=files.svg(_charts(facts, words)),
         evaluation=facts.evaluation and _evaluation(facts.evaluation),
         timing=timing(facts),
-        commands=_commands(facts),
+        commands=_commands(facts, words),
         config=[(name, _value(value)) for name, value in facts.config],
         environment=_environment(facts),
     )  # fmt: skip
@@ -59,26 +62,14 @@ def _title(facts: Facts) -> str:
     return facts.config_of.get("name") or facts.workdir.absolute().name
 
 
-def _subtitle(facts: Facts) -> str:
-    config, data = facts.config_of, facts.run.get("data", {})
-    words = [config.get("model.name"), config.get("schedule.name"), config.get("data.name")]
+def _subtitle(facts: Facts, own: Words) -> str:
+    data = facts.run.get("data", {})
+    words = [*own.parts, facts.config_of.get("data.name")]
     if data.get("shape"):
         words.append(" × ".join(str(n) for n in data["shape"]))
     if data.get("num_classes"):
         words.append(f"{data['num_classes']} classes")
     return " · ".join(str(word) for word in words if word)
-
-
-def _enlarges(facts: Facts) -> bool:
-    """Whether it is the run of a super-resolution stage."""
-    return facts.config_of.get("low_res.factor") is not None
-
-
-def _same(facts: Facts) -> str:
-    """What the pictures of training have in common."""
-    if _enlarges(facts):
-        return "held-out images: input enlarged, sample, truth; the same noise at every step"
-    return "the same noise and labels at every step"
 
 
 def _cards(facts: Facts) -> list[dict[str, str]]:
@@ -131,7 +122,7 @@ def _throughput_note(facts: Facts) -> str:
     return f"images/s; at best MFU {percent(max(used))}" if used else "images/s"
 
 
-def _charts(facts: Facts) -> list[dict[str, Any]]:
+def _charts(facts: Facts, words: Words) -> list[dict[str, Any]]:
     found = []
     steps, losses = facts.series("loss")
     if steps:
@@ -150,7 +141,8 @@ def _charts(facts: Facts) -> list[dict[str, Any]]:
         found.append({"title": "Loss", "note": note, "svg": svg, "wide": True})
     small = (("learning_rate", "Learning rate", "", True),
              ("grad_norm", "Gradient norm", "before clipping", False),
-             ("images_per_s", "Throughput", _throughput_note(facts), True))  # fmt: skip
+             ("images_per_s", "Throughput", _throughput_note(facts), True),
+             *((*curve, False) for curve in words.curves))  # fmt: skip
     for name, title, note, zero in small:
         steps, values = facts.series(name)
         if steps:
@@ -227,7 +219,7 @@ def pairs(found: dict[str, Any] | None) -> dict[str, Any] | None:
 def _sentence(evaluation: dict[str, Any]) -> str:
     """How the evaluated samples were drawn, in words."""
     s = evaluation.get("settings", {})
-    words = [f"{number(s.get('num'))} samples"]
+    words = [f"{number(s.get('num'))} {s.get('what', 'samples')}"]
     if "reference" in s:
         words.append(f"against {number(s['reference_images'])} {s['reference']} images")
     words += sampled(s)
@@ -261,44 +253,17 @@ def sampled(s: dict[str, Any]) -> list[str]:
     return words
 
 
-def _commands(facts: Facts) -> list[dict[str, str]]:
+def _commands(facts: Facts, words: Words) -> list[dict[str, str]]:
     """Label and text of each command."""
     workdir = shlex.quote(str(facts.workdir))
     commands = []
     argv = facts.run.get("argv") or []
     if argv[:1] == ["train"]:
         commands.append({"label": "train again", "text": shlex.join(["jdiff", *argv])})
-    commands.append({"label": "draw samples", "text": f"jdiff sample --workdir={workdir}"})
-    commands.append({"label": "evaluate", "text": f"jdiff evaluate --workdir={workdir}"})
-    classes = facts.run.get("data", {}).get("num_classes")
-    name = str(facts.workdir)
-    text = _python_enlarge(name) if _enlarges(facts) else _python(name, classes)
-    commands.append({"label": "from Python", "text": text})
+    for label, name in (*words.commands, ("evaluate", "evaluate")):
+        commands.append({"label": label, "text": f"jdiff {name} --workdir={workdir}"})
+    commands.append({"label": "from Python", "text": words.python})
     return commands
-
-
-def _python(workdir: str, classes: int | None) -> str:
-    guided = ', guidance={"scale": 2.0}' if classes else ""
-    cond = f',\n           cond={{"label": jax.numpy.arange(64) % {classes}}}' if classes else ""
-    return (
-        "import jax, jdiff\n"
-        "from jdiff import runs, sample\n\n"
-        f"run = jdiff.load_run({json.dumps(workdir)})\n"
-        f"denoise, solver, times = runs.sampler(run{guided})\n"
-        "x = sample(jax.random.key(0), denoise, solver=solver, times=times,\n"
-        f"           shape=run.info.shape, num=64{cond})"
-    )
-
-
-def _python_enlarge(workdir: str) -> str:
-    return (
-        "import jdiff\n"
-        "from jdiff import generate, real\n\n"
-        f"run = jdiff.load_run({json.dumps(workdir)})\n"
-        "upsample, batch = generate.upsampler(run)\n"
-        'rows = real.rows(run, real.source(run, "held-out"), batch=batch)\n'
-        "some = next(generate.enlarged(run, rows, upsample, batch))  # .large, .sample, .truth"
-    )
 
 
 def _environment(facts: Facts) -> list[tuple[str, str]]:

@@ -36,7 +36,7 @@ class State:
     frozen: PyTree = None
 
 
-Loss = Callable[[PyTree, Array, PyTree, State], Array]
+Loss = Callable[[PyTree, Array, PyTree, State], Array | tuple[Array, dict[str, Array]]]
 Step = Callable[[State, PyTree], tuple[State, dict[str, Array]]]
 
 
@@ -65,29 +65,37 @@ def make_step(
     Args:
       loss: (params, key, batch, state) -> `[B]`, or any shape; its mean is minimised over the
         params. The state, as it is before the step, is for a loss that makes its own targets: from
-        averages of the weights, frozen weights, or by the step's number.
+        averages of the weights, frozen weights, or by the step's number. It may give (that,
+        {name: scalar}): figures that stand beside "loss" in what the step returns.
       accumulate: micro-batches: the batch is cut into this many parts and their gradients averaged,
         which is the gradient of the whole batch.
     """
 
-    def gradient(state: State, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
-        return jax.value_and_grad(lambda p: jnp.mean(loss(p, key, batch, state)))(state.params)
+    def gradient(state: State, key: Array, batch: PyTree) -> tuple[tuple, PyTree]:
+        def mean(params: PyTree) -> tuple[Array, dict[str, Array]]:
+            found = loss(params, key, batch, state)
+            values, figures = found if isinstance(found, tuple) else (found, {})
+            return jnp.mean(values), figures
 
-    def accumulated(state: State, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
+        return jax.value_and_grad(mean, has_aux=True)(state.params)
+
+    def accumulated(state: State, key: Array, batch: PyTree) -> tuple[tuple, PyTree]:
         cut = lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1)
         keys = jax.random.split(key, accumulate)
 
         def add(total: PyTree, part: tuple) -> tuple[PyTree, None]:
             return jax.tree.map(jnp.add, total, gradient(state, *part)), None
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        total, _ = jax.lax.scan(add, zero, (keys, jax.tree.map(cut, batch)))
+        parts = (keys, jax.tree.map(cut, batch))
+        like = jax.eval_shape(gradient, state, *jax.tree.map(lambda a: a[0], parts))
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+        total, _ = jax.lax.scan(add, zero, parts)
         return jax.tree.map(lambda a: a / accumulate, total)
 
     def step(state: State, batch: PyTree) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)
         one = gradient if accumulate == 1 else accumulated
-        value, grads = one(state, key, batch)
+        (value, figures), grads = one(state, key, batch)
         norm = optax.tree.norm(grads)
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -103,7 +111,7 @@ def make_step(
             step=count,
             bad_step=bad_step,
         )
-        return new, {"loss": value, "grad_norm": norm, "bad_step": bad_step}
+        return new, {"loss": value, "grad_norm": norm, **figures, "bad_step": bad_step}
 
     return step
 
