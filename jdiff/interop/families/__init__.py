@@ -9,7 +9,12 @@ from collections.abc import Mapping
 from jdiff.interop.families import (
     adm,
     autoencoder_dc,
+    autoencoder_kl,
     autoencoder_qwen,
+    autoencoder_tiny,
+    bert,
+    clip,
+    clip_images,
     cond_unet,
     dit,
     edm,
@@ -18,6 +23,7 @@ from jdiff.interop.families import (
     pixart,
     qwen_image,
     sd3,
+    t5,
     unet2d,
     z_image,
 )
@@ -37,8 +43,15 @@ _FAMILIES: tuple[Family, ...] = (
     adm.FAMILY,
     *edm.FAMILIES,
     edm2.FAMILY,
+    autoencoder_kl.FAMILY,
+    autoencoder_tiny.FAMILY,
     autoencoder_qwen.FAMILY,
     autoencoder_dc.FAMILY,
+    clip.FAMILY,
+    clip.FAMILY_PROJECTED,
+    clip_images.FAMILY,
+    t5.FAMILY,
+    bert.FAMILY,
 )
 
 #: By the class that config.json names, or a layout's own name where it has none.
