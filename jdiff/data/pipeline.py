@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jdiff.data import transforms
+from jdiff.data import encoded, transforms
 from jdiff.data.sources import Source, stack
 from jdiff.errors import UserError, choose
 
@@ -33,7 +33,7 @@ class Batches:
 
     Attributes:
       identity: what a saved position belongs to.
-      shape: [H, W, C] of the images delivered; None where it is not known beforehand.
+      shape: [H, W, C] of the images (or latents) delivered; None where it is not known beforehand.
     """
 
     def __init__(self, stream: _Stream, threads: int, prefetch: int):
@@ -106,10 +106,13 @@ def batches(
       threads, prefetch: decoding threads, and batches made ahead. `threads=0` works on demand.
 
     `id` is the position in `source`: `source[id]` is the untransformed example. A source without
-    labels gives no `label`; further fields of the source pass through.
+    labels gives no `label`; further fields of the source pass through. Of a set of latents there is
+    no `image` but `latent` and `latent_std`, float [B, h, w, C]: a mirrored image's latents are
+    those that were encoded of it, and crop and size are those of the encoded images.
 
     Raises:
-      UserError: an argument out of range, or images that cannot be batched without crop or size.
+      UserError: an argument out of range, images that cannot be batched without crop or size, or
+        latents of images that were prepared otherwise.
     """
     index, count = _shard(shard_index, shard_count) if rows is None else (0, 1)
     if batch_size < 1 or batch_size % count:
@@ -129,6 +132,10 @@ def batches(
         choose("crop", crop, transforms.CROPS)
     if crop in ("adm", "patch") and size is None:
         raise UserError(f"crop {crop!r} needs a size")
+    latent = source.info.latent
+    if latent:
+        encoded.check(source.info.encoded, source.info.name, crop, size, flip and train)
+        crop = size = None
     stream = _Stream(
         source=source,
         batch_size=batch_size,
@@ -139,7 +146,7 @@ def batches(
         crop=crop,
         size=size,
         resample=resample,
-        shape=_delivered(source.info.shape, crop, size),
+        shape=source.info.shape if latent else _delivered(source.info.shape, crop, size),
     )
     return Batches(stream, threads, prefetch)
 
@@ -201,6 +208,8 @@ class _Stream:
         else:
             ids = positions = positions[positions < len(self.source)]
         batch = gather(self.source, ids)
+        if self.source.info.latent:
+            return self._latents(batch, positions) | {"id": ids}
         images = batch["image"]
         if self.crop is not None or self.size is not None:
             images = self._fit(images, positions)
@@ -213,9 +222,17 @@ class _Stream:
                 "give a crop and a size"
             )
         if self.flip:
-            half = transforms.hashed(self.seed, positions, _FLIP) >> np.uint64(63)
-            images = transforms.mirror(images, half == 1)
+            images = transforms.mirror(images, self._mirrored(positions))
         return batch | {"image": images, "id": ids}
+
+    def _mirrored(self, positions: np.ndarray) -> np.ndarray:
+        return transforms.hashed(self.seed, positions, _FLIP) >> np.uint64(63) == 1
+
+    def _latents(self, batch: Batch, positions: np.ndarray) -> Batch:
+        """Those of the mirror image where that is wanted; arrays of no rows have their shape."""
+        if len(positions) == 0:
+            batch |= encoded.none_of([k for k in batch if k in encoded.LATENTS], self.shape)
+        return encoded.choose_mirrored(batch, self._mirrored(positions) if self.flip else None)
 
     def _fit(self, images: Any, positions: np.ndarray) -> Any:
         """Crops and resizes, image by image."""

@@ -1,7 +1,8 @@
 """Random access to real images by name: the bundled digits, and every prepared TFDS image set.
 
 Images are uint8 [H, W, C]. Small sets are decoded once into one array; large ones are decoded as
-they are read, from array_record files and without TensorFlow.
+they are read, from array_record files and without TensorFlow. A set that `jdiff encode` made may
+hold latents in the place of images.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jdiff.data import digits, folders
+from jdiff.data import digits, encoded, folders
+from jdiff.data.encoded import Encoded
 from jdiff.errors import UserError, choose
 
 # Sets up to this many bytes are decoded into memory.
@@ -39,11 +41,12 @@ class Info:
     Attributes:
       name: of the set, with config and version if given.
       split: as asked for.
-      shape: [H, W, C] of an image; None where it differs between images.
+      shape: [H, W, C] of an image, or of its latents; None where it differs between images.
       num_classes: 0 for a set without labels.
       label_names: one for each class.
       size: number of examples.
       fields: those asked for that are arrays of floats or bools, in the order asked for.
+      encoded: where a set comes from that `jdiff encode` made; None of others.
     """
 
     name: str
@@ -53,20 +56,33 @@ class Info:
     label_names: tuple[str, ...]
     size: int
     fields: tuple[Field, ...] = ()
+    encoded: Encoded | None = None
+
+    @property
+    def latent(self) -> bool:
+        """Whether it holds latents in the place of images."""
+        return self.encoded is not None and self.encoded.autoencoder is not None
+
+    @property
+    def image_shape(self) -> tuple[int | None, ...]:
+        """[H, W, C] of an image, also of a set of latents."""
+        return self.encoded.shape if self.latent else self.shape
 
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> Info:
         """From `dataclasses.asdict` by way of JSON, of this version or an earlier one."""
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items()}
         fields = tuple(Field(f[0], tuple(f[1]), f[2]) for f in plain.get("fields", ()))
-        return cls(**plain | {"fields": fields})
+        origin = plain.get("encoded")
+        return cls(**plain | {"fields": fields, "encoded": origin and Encoded.of(origin)})
 
 
 class Source(Protocol):
     """Examples by position: dicts with `image` (uint8 [H, W, C]), `label` (int), asked-for fields.
 
     A set without labels has no `label`. `gather` returns many at once, each field as an array
-    [N, ...]; images that differ in shape come as a list.
+    [N, ...]; images that differ in shape come as a list. A set of latents has no `image` but the
+    fields `latent` (their mean) and `latent_std` (see `jdiff.data.encoded`).
     """
 
     info: Info
@@ -137,6 +153,7 @@ def source(
     data_dir: str | os.PathLike | None = None,
     *,
     fields: Sequence[str] = (),
+    mirrored: bool = False,
     in_memory: bool | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Source:
@@ -149,6 +166,7 @@ def source(
       data_dir: by default `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
       fields: further features to pass through, e.g. `("caption",)`; texts become str, and arrays
         of floats or bools are described in `Info.fields`.
+      mirrored: of latents, read those of the mirror images too.
       in_memory: decode everything now. By default if the pixels and further arrays fit in
         `MEMORY_LIMIT` bytes.
       progress: told when everything is decoded; by default it prints to stderr.
@@ -159,10 +177,10 @@ def source(
     """
     if name == "digits":
         return _digits(split, fields)
-    rows = _records(folders.open_builder(name, data_dir), name, split, fields)
+    rows = _records(folders.open_builder(name, data_dir), name, split, fields, mirrored)
     shape = rows.info.shape
     if in_memory is None:
-        in_memory = None not in shape and rows.info.size * _bytes(rows.info) <= MEMORY_LIMIT
+        in_memory = None not in shape and rows.info.size * _bytes(rows) <= MEMORY_LIMIT
     if not in_memory:
         return rows
     if None in shape:
@@ -196,41 +214,62 @@ def _digits(split: str, fields: Sequence[str]) -> ArraySource:
     )
 
 
-def _records(builder: Any, name: str, split: str, fields: Sequence[str]) -> RecordSource:
+def _records(
+    builder: Any, name: str, split: str, fields: Sequence[str], mirrored: bool
+) -> RecordSource:
     import tensorflow_datasets as tfds
 
     features = builder.info.features
-    taken = {"image": main(features, "image", tfds.features.Image)}
-    if taken["image"] is None:
-        raise UserError(f"data set {name!r} has no image; its features: {', '.join(features)}")
+    origin = encoded.read(builder.data_path)
+    pixels, shape = pictured(features, origin, name)
+    latents = () if origin is None else origin.latents(mirrored and origin.mirrored)
+    taken = {field: field for field in latents} if pixels is None else {"image": pixels}
     label = main(features, "label", tfds.features.ClassLabel)
     if label is not None:
         taken["label"] = label
     taken |= {f: choose(f"field of {name}", f, features) for f in fields}
-    image = features[taken["image"]]
-    if np.dtype(image.np_dtype) != np.uint8:
-        raise UserError(f"data set {name!r}: its images are {image.np_dtype}; only uint8 is read")
     for part in split.split("+"):
         base = part.partition("[")[0].strip()
         if base != "all":
             choose(f"split of {name}", base, builder.info.splits)
+    skipped = {} if pixels is None else {pixels: tfds.decode.SkipDecoding()}
     try:
-        records = builder.as_data_source(
-            split=split, decoders={taken["image"]: tfds.decode.SkipDecoding()}
-        )
+        records = builder.as_data_source(split=split, decoders=skipped or None)
     except (ValueError, AssertionError) as error:
         raise UserError(f"split {split!r} of {name}: {str(error).splitlines()[0]}") from None
     classes = features[label] if label else None
     info = Info(
         name=name,
         split=split,
-        shape=tuple(image.shape),
+        shape=shape,
         num_classes=classes.num_classes if classes else 0,
         label_names=tuple(classes.names) if classes else (),
         size=len(records),
         fields=arrays(features, fields, name),
+        encoded=origin,
     )
     return RecordSource(info, records, taken)
+
+
+def pictured(
+    features: Any, origin: Encoded | None, name: str
+) -> tuple[str | None, tuple[int | None, ...]]:
+    """(the feature that holds the images of a TFDS set, [H, W, C]); (None, that of the latents).
+
+    Raises:
+      UserError: there are neither images nor latents, or the images are not uint8.
+    """
+    import tensorflow_datasets as tfds
+
+    if origin is not None and origin.autoencoder is not None:
+        return None, tuple(features[encoded.MEAN].shape)
+    found = main(features, "image", tfds.features.Image)
+    if found is None:
+        raise UserError(f"data set {name!r} has no image; its features: {', '.join(features)}")
+    image = features[found]
+    if np.dtype(image.np_dtype) != np.uint8:
+        raise UserError(f"data set {name!r}: its images are {image.np_dtype}; only uint8 is read")
+    return found, tuple(image.shape)
 
 
 def main(features: Any, name: str, kind: type) -> str | None:
@@ -264,10 +303,11 @@ def arrays(features: Any, fields: Sequence[str], name: str) -> tuple[Field, ...]
     return tuple(found)
 
 
-def _bytes(info: Info) -> int:
+def _bytes(rows: RecordSource) -> int:
     """Of one example's arrays."""
-    further = (math.prod(f.shape) * np.dtype(f.dtype).itemsize for f in info.fields)
-    return math.prod(info.shape) + sum(further)
+    further = (math.prod(f.shape) * np.dtype(f.dtype).itemsize for f in rows.info.fields)
+    floats = 4 * sum(name in encoded.LATENTS for name in rows.features)
+    return math.prod(rows.info.shape) * (floats or 1) + sum(further)
 
 
 def _decode(field: str, value: Any) -> Any:
