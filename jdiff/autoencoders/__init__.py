@@ -6,6 +6,23 @@ Who may live here: the networks, one family a file, each with `encode`, `decode`
 
 from jdiff.autoencoders.autoencoder import Autoencoder, autoencoder
 from jdiff.autoencoders.base import Moments, gaussian
+from jdiff.autoencoders.kl import KL, kl_sd, kl_sd3
 from jdiff.autoencoders.tiles import Tile
+from jdiff.autoencoders.tiny import Tiny, taesd
 
-__all__ = ["Autoencoder", "Moments", "Tile", "autoencoder", "gaussian"]
+__all__ = [
+    "BY_NAME",
+    "KL",
+    "Autoencoder",
+    "Moments",
+    "Tile",
+    "Tiny",
+    "autoencoder",
+    "gaussian",
+    "kl_sd",
+    "kl_sd3",
+    "taesd",
+]
+
+#: Networks by name, as configs give them.
+BY_NAME = {"kl": KL, "tiny": Tiny}

@@ -7,6 +7,7 @@ Who may live here: files (safetensors), tables (which tensor is which), families
 of networks), schedulers (their configs as our schedules, grids and solvers), pipelines.
 """
 
+from jdiff.interop.latents import autoencoder
 from jdiff.interop.loading import (
     Component,
     component,
@@ -22,6 +23,7 @@ __all__ = [
     "Component",
     "Pipeline",
     "Sampler",
+    "autoencoder",
     "component",
     "load",
     "load_component",
