@@ -98,6 +98,7 @@ class DCAutoencoder(Module):
         dtype: str | jnp.dtype = "float32",
         rngs: nnx.Rngs,
     ):
+        encoder, decoder = ([Size(*size) for size in sizes] for sizes in (encoder, decoder))
         if len(encoder) != len(decoder):
             raise ValueError(f"encoder has {len(encoder)} sizes and decoder {len(decoder)}")
         for name, sizes in {"encoder": encoder, "decoder": decoder}.items():

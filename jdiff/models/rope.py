@@ -2,7 +2,7 @@
 
 Each axis owns some of a head's channels. Neighbouring channels (2i, 2i + 1) are one plane, turned
 by the angle position / theta^(2i / dim), so that the score of a query and a key depends on the
-difference of their positions alone.
+difference of their positions alone. Language models pair channels i and i + D / 2 instead.
 
     positions = grid([0], range(rows), range(columns))     # FLUX: no frame, row, column
     turn = angles(positions, (16, 56, 56))
@@ -71,3 +71,11 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
     y = x.astype(jnp.float32)
     partners = y.reshape(*y.shape[:-1], -1, 2)[..., ::-1].reshape(y.shape)
     return (y * wide(cos, cos) + partners * wide(-sin, sin)).astype(x.dtype)
+
+
+def rotate_halves(x: jax.Array, angles: jax.Array) -> jax.Array:
+    """As `rotate`, of heads whose planes are channels (i, i + D / 2)."""
+    cos, sin = (wave[..., None, :] for wave in (jnp.cos(angles), jnp.sin(angles)))
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    y = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return y.astype(x.dtype)

@@ -22,6 +22,7 @@ from jdiff.interop.families import (
     flux,
     pixart,
     qwen_image,
+    qwen_text,
     sd3,
     t5,
     unet2d,
@@ -52,6 +53,7 @@ _FAMILIES: tuple[Family, ...] = (
     clip_images.FAMILY,
     t5.FAMILY,
     bert.FAMILY,
+    *qwen_text.FAMILIES,
 )
 
 #: By the class that config.json names, or a layout's own name where it has none.

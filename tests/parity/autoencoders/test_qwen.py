@@ -8,7 +8,7 @@ import pytest
 from checkpoints import assert_round_trip, distance, images, randomise
 from peers import peer
 
-from jdiff import models
+from jdiff import interop, models
 from jdiff.autoencoders.qwen import QwenAutoencoder
 from jdiff.errors import UserError
 from jdiff.interop import loading
@@ -89,6 +89,13 @@ def test_only_the_last_slice_in_time_meets_an_image(pair):
 
     changed = jax.tree_util.tree_map_with_path(other, ours.params)
     np.testing.assert_array_equal(decode(changed, Z), decode(ours.params, Z))
+
+
+def test_latents_are_in_the_units_of_the_config(pair):
+    """Their pipeline decodes latents * std + mean, entry by entry of a latent's channels."""
+    coder = interop.autoencoder(pair[0])
+    np.testing.assert_allclose(coder.shift, CONFIG["latents_mean"])
+    np.testing.assert_allclose(1 / coder.scale, CONFIG["latents_std"])
 
 
 def test_what_is_saved_is_what_was_read_and_opens_there(pair, tmp_path):
