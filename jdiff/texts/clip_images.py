@@ -29,16 +29,18 @@ def prepare(images: jax.Array, size: int) -> jax.Array:
 
     The shorter side is resized to `size` (bicubic, with the low pass where it shrinks), the middle
     is cut out and channels are standardised. Values are not rounded to 8 bits, so that there is a
-    gradient; all else is as in CLIP's code.
+    gradient; all else is as in CLIP's code, which resizes each row and then each column.
     """
     batch, height, width, channels = images.shape
     short = min(height, width)
     rows, columns = (size * side // short for side in (height, width))
     pixels = images.astype(jnp.float32) / 2 + 0.5
-    if (rows, columns) != (height, width):
-        pixels = jax.image.resize(pixels, (batch, rows, columns, channels), "cubic")
+    for shape in ((height, columns), (rows, columns)):
+        if shape != pixels.shape[1:3]:
+            pixels = jax.image.resize(pixels, (batch, *shape, channels), "cubic")
+            pixels = jnp.clip(pixels, 0, 1)  # bicubic overshoots
     top, left = (rows - size) // 2, (columns - size) // 2
-    pixels = jnp.clip(pixels[:, top : top + size, left : left + size], 0, 1)  # bicubic overshoots
+    pixels = pixels[:, top : top + size, left : left + size]
     return (pixels - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
 
 
