@@ -36,9 +36,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Sweep", "UserError", "bound", "cascades", "couplings", "denoisers", "distributions", "grids",
-    "guidance", "interpolants", "invert", "likelihood", "load_cascade", "load_run", "losses",
-    "noise", "operators", "predictions", "presets", "sample", "schedules", "solvers", "stream",
-    "sweep", "weightings",
+    "guidance", "interpolants", "invert", "likelihood", "load_autoencoder",
+    "load_cascade", "load_run", "losses", "noise", "operators", "predictions", "presets", "sample",
+    "schedules", "solvers", "stream", "sweep", "weightings",
 ]  # fmt: skip
 
 
@@ -47,6 +47,16 @@ def load_run(workdir: str, **options: Any) -> Any:
     from jdiff.runs import load_run as load
 
     return load(workdir, **options)
+
+
+def load_autoencoder(workdir: str, **options: Any) -> Any:
+    """The `autoencoders.Autoencoder` that a run trained; options as of `load_run`.
+
+    See `jdiff.first_stage.trained.load`, imported when it is called.
+    """
+    from jdiff.first_stage.trained import load
+
+    return load(workdir, **options).coder
 
 
 def load_cascade(workdir: str, **options: Any) -> Any:

@@ -5,6 +5,7 @@ split (as good as real images are; the floor of a distance) and that of noise (t
 """
 
 import json
+import pathlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -51,6 +52,9 @@ def assess(
       metrics: some of `evaluation.METRICS`; all that the data allow unless given.
       console: a rich Console for a progress bar, or None.
 
+    With config.evaluation.scorer there are besides, whatever the metrics, those of
+    `contrastive.matching`: how well samples match the captions that they were drawn for.
+
     Returns:
       {"settings", "seconds", "metrics": [{"key", "name", "better", "about", "value", "floor",
       "ceiling"}, ...], "classifier": None or {"accuracy", "test_accuracy", "chance", "per_class":
@@ -76,11 +80,14 @@ def assess(
         )  # fmt: skip
         drawing, intended = Timer(), []
         summarizer = measure.summarizer()
+        match = matched(run, splits[other], num, tell) if run.config.evaluation.scorer else None
         fidelity = None if run.low_res is None else Fidelity(run.low_res)
 
         def take(images: np.ndarray, labels: np.ndarray | None) -> None:
             summarizer.add(images, labels)
             intended.append(labels)
+            if match is not None:
+                match.add(images)
 
         if fidelity is None:
             made = _draw(run, splits[other], num, seed, batch, sampling, tell)
@@ -110,14 +117,39 @@ def assess(
             "sampling": round(drawing.seconds, 2),
             "total": round(time.monotonic() - started, 2),
         },
-        "metrics": rows(figures),
+        "metrics": rows(figures) + (match.rows(seed) if match else []),
         "classifier": judged,
     }  # fmt: skip
     if fidelity is not None:
         result["pairs"] = fidelity.result()
     if hosts.line().first:
-        _write(run, result)
+        write(run.workdir, run.step, result)
     return result
+
+
+def matched(run: runs.Run, source: Any, num: int, tell: real.Tell) -> Any:
+    """The `contrastive.matching.Matching` of the samples that `num` images of a source are drawn
+    for, which has seen these images themselves.
+
+    Raises:
+      UserError: a model that is told no texts, or a scorer that cannot be opened.
+    """
+    from jdiff.contrastive import matching, scorer
+
+    c = run.config
+    if run.low_res is not None or not c.data.conditions:
+        raise UserError(
+            f"config.evaluation.scorer={c.evaluation.scorer!r}: {run.workdir} does not draw images "
+            "for texts (config.data.conditions); give None."
+        )
+    opened = scorer.load(c.evaluation.scorer)
+    tell("captions")
+    match = matching.Matching(
+        opened, real.captions(run, source, num), pattern=c.evaluation.same, top=c.evaluation.top
+    )
+    for images, _ in real.images(run, real.part(source, num, 0), tell, "captioned images"):
+        match.add_real(images)
+    return match
 
 
 def enough(num: int) -> int:
@@ -165,8 +197,9 @@ def table(result: dict[str, Any]) -> Any:
 
     made = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, caption_justify="left")
     made.add_column("metric")
-    made.add_column("samples", justify="right", style="bold")
     s, judged = result["settings"], result["classifier"]
+    what = s.get("what", "samples")
+    made.add_column(what, justify="right", style="bold")
     made.add_column(f"{s['floor']} split\n(floor)", justify="right")
     made.add_column("noise\n(ceiling)", justify="right")
     made.add_column("better")
@@ -177,7 +210,7 @@ def table(result: dict[str, Any]) -> Any:
         enlarged = f"{number(row['enlarged'])} (enlarged)"
         made.add_row(row["name"], number(row["value"]), "", enlarged, row["better"])
     made.caption = (
-        f"{s['num']:,} samples, and {s['floor_images']:,} {s['floor']} images, against "
+        f"{s['num']:,} {what}, and {s['floor_images']:,} {s['floor']} images, against "
         f"{s['reference_images']:,} {s['reference']} images; features: {s['features']}; "
         f"{result['seconds']['total']:.0f} s"
     )
@@ -185,6 +218,11 @@ def table(result: dict[str, Any]) -> Any:
         shares = [judged[key] for key in ("accuracy", "test_accuracy", "chance")]
         made.add_row("Intended class found", *map(percent, shares), "higher")
         made.caption += "\nclass found: the floor is that of held-out images, the ceiling chance"
+    if any(row["key"] == "clip_score" for row in result["metrics"]):
+        made.caption += (
+            f"\nCLIP score and captions: the floor is the {s['floor']} images whose captions these "
+            "are, the ceiling shuffled captions"
+        )
     return made
 
 
@@ -241,14 +279,14 @@ def _judged(
     }  # fmt: skip
 
 
-def _write(run: runs.Run, result: dict[str, Any]) -> None:
+def write(workdir: pathlib.Path, step: int, result: dict[str, Any]) -> None:
     """evaluation.json at once or not at all, and a line in metrics.jsonl."""
-    replace_text(run.workdir / FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
-    line = {"step": run.step, "kind": "evaluation"}
+    replace_text(workdir / FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    line = {"step": step, "kind": "evaluation"}
     line |= {row["key"]: row["value"] for row in result["metrics"]}
     if result["classifier"]:
         line["accuracy"] = result["classifier"]["accuracy"]
-    with (run.workdir / "metrics.jsonl").open("a") as file:
+    with (workdir / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
