@@ -132,7 +132,8 @@ class TextEncoder:
         found = self.tokenizer.pieces([one.text for one in read])
         chunked, cuts = zip(*map(self._chunked, read, found))
         hint = "" if self.drop else " A larger length= or chunks= reads more."
-        warn_of_cuts([cut for cut in cuts if cut], self.length + self.drop, hint)
+        told = [(text, *cut) for text, cut in zip(texts, cuts) if cut]
+        warn_of_cuts(told, self.length + self.drop, hint)
         count = max(map(len, chunked))
         rows = self._rows([c for own in chunked for c in own + [_BLANK] * (count - len(own))])
         out = self._run(rows, self._empty(rows), sharding)
@@ -159,8 +160,8 @@ class TextEncoder:
 
     def _chunked(
         self, read: Weighted, found: Pieces
-    ) -> tuple[list["_Chunk"], tuple[str, str, int] | None]:
-        """The chunks of one text, at most `chunks`; and (text, what was cut, its tokens)."""
+    ) -> tuple[list["_Chunk"], tuple[str, int] | None]:
+        """The chunks of one text, at most `chunks`; and (what was cut, how many tokens it has)."""
         room = self.tokenizer.room(self.length + self.drop)
         starts = [sum(end <= at for _, end in found.spans) for at in read.breaks]
         bounds = [0, *starts, len(found.ids)]
@@ -178,8 +179,7 @@ class TextEncoder:
             gone = found.spans[:-room]
         else:
             gone = found.spans[-lost:]
-        cut = read.text[gone[0][0] : gone[-1][1]]
-        return pieces[: self.chunks], (read.text, cut, len(found.ids))
+        return pieces[: self.chunks], (read.text[gone[0][0] : gone[-1][1]], len(found.ids))
 
     def _rows(self, chunks: Sequence["_Chunk"]) -> "_Rows":
         """Arrays `[rows, S]` of them, right-padded."""

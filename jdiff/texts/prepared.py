@@ -54,7 +54,8 @@ def minilm(
         if not wanted.is_file():
             raise UserError(f"no MiniLM at {wanted}: run `jdiff prepare minilm`.")
     own = {name: fields.pop(name) for name in list(fields) if name in text_encoders.FIELDS}
-    component = assemble(BY_CLASS["BertModel"], MINILM, files.tensors(path), path, **fields)
+    options = {"scan": True} | fields  # compiles sooner
+    component = assemble(BY_CLASS["BertModel"], MINILM, files.tensors(path), path, **options)
     return text_encoders.text_encoder(
         component, tokenizer(vocabulary), **{"pool": "mean", "length": length, "batch": batch} | own
     )

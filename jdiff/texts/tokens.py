@@ -15,6 +15,7 @@ import numpy as np
 from jdiff.errors import UserError
 
 _SHOWN = 3  # texts that one warning quotes
+_MANY = 512  # from here on threads are worth it; once they ran, the library grumbles at every fork
 
 
 class Truncated(UserWarning):
@@ -89,7 +90,10 @@ class Tokenizer:
 
     def pieces(self, texts: Sequence[str]) -> list[Pieces]:
         """The tokens of each text as it is, none cut and none added."""
-        found = self.core.encode_batch(list(texts), add_special_tokens=False)
+        if len(texts) < _MANY:
+            found = [self.core.encode(text, add_special_tokens=False) for text in texts]
+        else:
+            found = self.core.encode_batch(list(texts), add_special_tokens=False)
         return [Pieces(one.ids, one.offsets) for one in found]
 
     def room(self, length: int) -> int:

@@ -46,6 +46,12 @@ def test_a_text_that_just_fits_is_not_cut(clip):
         assert clip(["a photo of a cat"], length=count + 2).mask.all()
 
 
+def test_many_texts_are_cut_as_a_few(clip):
+    many = [f"a cat and {i} dogs" for i in range(700)]
+    ids, _ = clip(many, length=20)
+    np.testing.assert_array_equal(ids[::100], clip(many[::100], length=20).ids)
+
+
 @pytest.mark.parametrize(
     "given, told",
     [
