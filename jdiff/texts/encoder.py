@@ -115,7 +115,7 @@ class TextEncoder:
 
         Args:
           texts: any number of them; "" is one.
-          sharding: how the texts of a batch are laid out over devices.
+          sharding: how the texts of a batch are laid out over this process's devices.
 
         Returns:
           "text", states float32 `[B, S, D]`; "mask", bool `[B, S]`, False for padding; "pooled",

@@ -1,5 +1,6 @@
 """Texts to states, on a network whose states are known: what is read, cut, weighted and joined."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -180,6 +181,15 @@ def test_what_does_not_fit_is_told(encoder):
         assert told["text"].shape[1] == chunks * LENGTH
         message = str(caught[0].message)
         assert repr(LONG[spans[kept][0] :]) in message and "chunks= reads more" in message
+
+
+def test_a_tokenizer_that_cuts_on_the_left(encoder):
+    cutting = dataclasses.replace(encoder.tokenizer, cut="left")
+    spans = cutting.pieces([LONG])[0].spans
+    with pytest.warns(texts.Truncated, match=f"cut: '{LONG[: spans[-LENGTH + 1][1]]}'"):
+        told = encoder.replace(tokenizer=cutting).encode([LONG])["text"]
+    want = states(encoder, [LONG[spans[-LENGTH + 2][0] :]])[0]
+    np.testing.assert_allclose(told, want, rtol=1e-5, atol=1e-6)
 
 
 def test_a_template_is_read_and_dropped(encoder):
