@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdiff import models
+from jdiff import models, parallel
 from jdiff.errors import UserError
+from jdiff.parallel.layout import layout
 from jdiff.texts import base
 from jdiff.texts.bert import Bert
 from jdiff.texts.clip import ClipText
@@ -26,6 +27,11 @@ IDS, MASK = jnp.ones((2, 5), int), jnp.ones((2, 5), bool)
 
 def shapes(name, **changes):
     return models.abstract(lambda rngs: NETWORKS[name](**changes, rngs=rngs))
+
+
+def drawn(empty):
+    draw = np.random.default_rng(0).normal
+    return jax.tree.map(lambda leaf: draw(size=leaf.shape).astype(np.float32), empty)
 
 
 def operations(jaxpr):
@@ -100,11 +106,24 @@ def test_fields_out_of_range_are_refused(name):
 def test_a_causal_network_does_not_look_ahead_and_the_others_do(name):
     """Two texts that differ in their last token: the states before it differ but in CLIP."""
     apply, empty = shapes(name, scan=True)
-    draw = np.random.default_rng(0).normal
-    params = jax.tree.map(lambda leaf: draw(size=leaf.shape).astype(np.float32), empty)
-    last = jax.jit(apply.method("read"))(params, IDS.at[1, -1].set(3)).last
+    last = jax.jit(apply.method("read"))(drawn(empty), IDS.at[1, -1].set(3)).last
     assert np.array_equal(last[0, :-1], last[1, :-1]) == (name == "clip")
     assert not np.array_equal(last[0, -1], last[1, -1])
+
+
+def test_a_t5_split_over_devices_reads_the_same():
+    """By heads and hidden units, and its weights apart: the one that no small device holds."""
+    apply, empty = shapes("t5", scan=True)
+    axes = models.axes(lambda rngs: NETWORKS["t5"](scan=True, rngs=rngs))
+    over = layout(parallel.make({"fsdp": 2, "tensor": 2}, jax.devices()[:4]), T5Encoder.rules)
+    params, ids = drawn(empty), jnp.arange(20).reshape(4, 5)
+    seen = ids % 5 <= ids[:, :1] // 5  # one token of the first, two of the second
+    where = jax.tree.map(lambda leaf, names: over.sharding(names, leaf.shape), empty, axes)
+    split = jax.device_put(params, where)
+    assert split["blocks"]["q"]["kernel"].sharding.spec == jax.P(None, "fsdp", "tensor")
+    one = jax.jit(apply.method("read"))(params, ids, seen).last
+    two = jax.jit(apply.with_layout(over).method("read"))(split, ids, seen).last
+    np.testing.assert_allclose(two, one, atol=1e-5)
 
 
 def test_activations_by_name_are_their_definitions():
