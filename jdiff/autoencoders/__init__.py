@@ -6,7 +6,9 @@ Who may live here: the networks, one family a file, each with `encode`, `decode`
 
 from jdiff.autoencoders.autoencoder import Autoencoder, autoencoder
 from jdiff.autoencoders.base import Moments, gaussian
+from jdiff.autoencoders.dc import DCAutoencoder
 from jdiff.autoencoders.kl import KL, kl_sd, kl_sd3
+from jdiff.autoencoders.qwen import QwenAutoencoder
 from jdiff.autoencoders.tiles import Tile
 from jdiff.autoencoders.tiny import Tiny, taesd
 
@@ -14,7 +16,9 @@ __all__ = [
     "BY_NAME",
     "KL",
     "Autoencoder",
+    "DCAutoencoder",
     "Moments",
+    "QwenAutoencoder",
     "Tile",
     "Tiny",
     "autoencoder",
@@ -25,4 +29,4 @@ __all__ = [
 ]
 
 #: Networks by name, as configs give them.
-BY_NAME = {"kl": KL, "tiny": Tiny}
+BY_NAME = {"kl": KL, "tiny": Tiny, "qwen": QwenAutoencoder, "dc": DCAutoencoder}

@@ -158,25 +158,25 @@ class Encoder(Module):
         **make,
     ):
         if sizes[0].depth:
-            self.enter = conv(channels_in, sizes[0].width, **make)
+            self.in_conv = conv(channels_in, sizes[0].width, **make)
         else:
-            self.enter = Down(channels_in, sizes[1].width, folded=folded, shortcut=False, **make)
+            self.in_conv = Down(channels_in, sizes[1].width, folded=folded, shortcut=False, **make)
         self.sizes = nnx.List([])
         for i, size in enumerate(sizes):
             blocks = _blocks(size, head, **make)
             if blocks and i + 1 < len(sizes):
                 blocks.append(Down(size.width, sizes[i + 1].width, folded=folded, **make))
             self.sizes.append(nnx.List(blocks))
-        self.leave = conv(sizes[-1].width, channels_out, **make)
+        self.out_conv = conv(sizes[-1].width, channels_out, **make)
         self.shortcut, self.channels = shortcut, channels_out
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, channels_in] to [B, H / factor, W / factor, channels_out]."""
-        x = self.enter(x)
+        x = self.in_conv(x)
         for blocks in self.sizes:
             for block in blocks:
                 x = block(x)
-        y = self.leave(x)
+        y = self.out_conv(x)
         return y + average(x, self.channels) if self.shortcut else y
 
 
@@ -195,7 +195,7 @@ class Decoder(Module):
         **make,
     ):
         self.repeats = sizes[-1].width // channels_in if shortcut else 0
-        self.enter = conv(channels_in, sizes[-1].width, **make)
+        self.in_conv = conv(channels_in, sizes[-1].width, **make)
         self.sizes = nnx.List([])
         for i, size in enumerate(sizes):
             blocks = _blocks(size, head, **make)
@@ -203,19 +203,19 @@ class Decoder(Module):
                 blocks.insert(0, Up(sizes[i + 1].width, size.width, unfolded=unfolded, **make))
             self.sizes.append(nnx.List(blocks))
         last = (sizes[0] if sizes[0].depth else sizes[1]).width
-        self.norm = NORMS["rms_norm"](last, rngs=make["rngs"])
+        self.out_norm = NORMS["rms_norm"](last, rngs=make["rngs"])
         self.activation = ACTIVATIONS[choose("last_activation", last_activation, ACTIVATIONS)]
         if sizes[0].depth:
-            self.leave = conv(last, channels_out, **make)
+            self.out_conv = conv(last, channels_out, **make)
         else:
-            self.leave = Up(last, channels_out, unfolded=unfolded, shortcut=False, **make)
+            self.out_conv = Up(last, channels_out, unfolded=unfolded, shortcut=False, **make)
 
     def __call__(self, z: jax.Array) -> jax.Array:
         """[B, h, w, channels_in] to [B, h * factor, w * factor, channels_out]."""
-        x = self.enter(z)
+        x = self.in_conv(z)
         if self.repeats:
             x = x + jnp.repeat(z, self.repeats, axis=-1)
         for blocks in reversed(self.sizes):
             for block in blocks:
                 x = block(x)
-        return self.leave(self.activation(self.norm(x)))
+        return self.out_conv(self.activation(self.out_norm(x)))

@@ -219,7 +219,7 @@ class Encoder(Module):
         rngs: nnx.Rngs,
     ):
         make = {"dtype": dtype, "rngs": rngs}
-        self.enter = CausalConv(channels_in, width, 3, **make)
+        self.in_conv = CausalConv(channels_in, width, 3, **make)
         blocks, now = [], width
         for i, wide in enumerate(widths):
             for _ in range(depth):
@@ -229,15 +229,15 @@ class Encoder(Module):
                 blocks.append(Resample(wide, up=False, temporal=temporal[i], **make))
         self.blocks = nnx.List(blocks)
         self.middle = Middle(now, **make)
-        self.norm = UnitNorm(now, rngs=rngs)
-        self.leave = CausalConv(now, channels_out, 3, **make)
+        self.out_norm = UnitNorm(now, rngs=rngs)
+        self.out_conv = CausalConv(now, channels_out, 3, **make)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, channels_in] to [B, H / factor, W / factor, channels_out]."""
-        x = self.enter(x)
+        x = self.in_conv(x)
         for block in self.blocks:
             x = block(x)
-        return self.leave(jax.nn.silu(self.norm(self.middle(x))))
+        return self.out_conv(jax.nn.silu(self.out_norm(self.middle(x))))
 
 
 class Decoder(Module):
@@ -255,7 +255,7 @@ class Decoder(Module):
         rngs: nnx.Rngs,
     ):
         make = {"dtype": dtype, "rngs": rngs}
-        self.enter = CausalConv(channels_in, widths[0], 3, **make)
+        self.in_conv = CausalConv(channels_in, widths[0], 3, **make)
         self.middle = Middle(widths[0], **make)
         self.sizes = nnx.List([])
         now = widths[0]
@@ -265,15 +265,15 @@ class Decoder(Module):
                 UpSize(now, wide, depth + 1, temporal[i] if resample else None, **make)
             )
             now = wide // 2
-        self.norm = UnitNorm(wide, rngs=rngs)
-        self.leave = CausalConv(wide, channels_out, 3, **make)
+        self.out_norm = UnitNorm(wide, rngs=rngs)
+        self.out_conv = CausalConv(wide, channels_out, 3, **make)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h, w, channels_in] to [B, h * factor, w * factor, channels_out]."""
-        x = self.middle(self.enter(x))
+        x = self.middle(self.in_conv(x))
         for size in self.sizes:
             x = size(x)
-        return self.leave(jax.nn.silu(self.norm(x)))
+        return self.out_conv(jax.nn.silu(self.out_norm(x)))
 
 
 class UpSize(Module):

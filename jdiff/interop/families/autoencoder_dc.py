@@ -170,8 +170,8 @@ BLOCK = (
 
 def _rules(side: str, theirs: str) -> tuple[Rule, ...]:
     """The rules of the encoder or the decoder, whose sizes they call so."""
-    rules = [Rule(f"{side}/norm", f"{side}.norm_out", norm)]
-    for ours, name in (("enter", "conv_in"), ("leave", "conv_out")):
+    rules = [Rule(f"{side}/out_norm", f"{side}.norm_out", norm)]
+    for ours, name in (("in_conv", "conv_in"), ("out_conv", "conv_out")):
         rules.append(Rule(f"{side}/{ours}", f"{side}.{name}", conv))
         rules.append(Rule(f"{side}/{ours}/conv", f"{side}.{name}.conv", conv))
     for ours, names, kind in BLOCK:

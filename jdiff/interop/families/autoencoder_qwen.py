@@ -108,7 +108,11 @@ ATTENTION = {
     "project": ("proj", conv_linear),
 }
 RESAMPLE = {"conv": ("resample.1", conv), "time": ("time_conv", conv3d)}
-ENDS = {"enter": ("conv_in", conv3d), "norm": ("norm_out", gamma(3)), "leave": ("conv_out", conv3d)}
+ENDS = {
+    "in_conv": ("conv_in", conv3d),
+    "out_norm": ("norm_out", gamma(3)),
+    "out_conv": ("conv_out", conv3d),
+}
 
 
 def _under(ours: str, theirs: str, names: Mapping[str, tuple[str, Kind]]) -> tuple[Rule, ...]:

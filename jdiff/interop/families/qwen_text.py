@@ -66,7 +66,8 @@ def _fields(cls: str, config: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
         "width": c["hidden_size"],
         "depth": c["num_hidden_layers"],
         "heads": heads,
-        "kv_heads": c["num_key_value_heads"],
+        # A null there says as many.
+        "kv_heads": (DEFAULTS[cls] | text)["num_key_value_heads"] or heads,
         "head_width": c["head_dim"] if cls == QWEN3 else c["hidden_size"] // heads,
         "hidden": c["intermediate_size"],
         "activation": choose(f"{cls}: hidden_act", c["hidden_act"], ACTIVATIONS),

@@ -17,7 +17,7 @@ torch = peer("torch")
 diffusers = peer("diffusers")
 torch.set_num_threads(1)
 
-#: As SANA's: strides and repeated pixels, two scales, the last size deeper.
+#: As SANA's: strides and repeated pixels, two scales.
 SANA = {
     "latent_channels": 4,
     "attention_head_dim": 4,
@@ -25,8 +25,8 @@ SANA = {
     "decoder_block_types": ["ResBlock", "EfficientViTBlock", "EfficientViTBlock"],
     "encoder_block_out_channels": [4, 8, 8],
     "decoder_block_out_channels": [4, 8, 16],
-    "encoder_layers_per_block": [1, 1, 2],
-    "decoder_layers_per_block": [2, 1, 1],
+    "encoder_layers_per_block": [1, 1, 1],
+    "decoder_layers_per_block": [1, 1, 1],
     "encoder_qkv_multiscales": [[], [], [3, 5]],
     "decoder_qkv_multiscales": [[], [5], [3]],
     "downsample_block_type": "conv",
