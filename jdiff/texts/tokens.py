@@ -78,9 +78,11 @@ class Tokenizer:
     @functools.cached_property
     def ends(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids that begin and those that end every sequence, as CLIP's ((49406,), (49407,))."""
-        probes = ("a", *self.core.get_vocab(with_added_tokens=False))
-        bare = (self.core.encode(text, add_special_tokens=False) for text in probes)
-        bare = next((found for found in bare if found.ids), None)
+        bare = self.core.encode("a", add_special_tokens=False)
+        if not bare.ids:  # a vocabulary that knows no "a"
+            words = self.core.get_vocab(with_added_tokens=False)
+            found = (self.core.encode(word, add_special_tokens=False) for word in words)
+            bare = next((one for one in found if one.ids), None)
         if bare is None:
             return (), tuple(self.core.encode("").ids)
         count = len(bare.ids)
