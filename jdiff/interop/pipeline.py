@@ -1,34 +1,41 @@
-"""A whole diffusers folder: the networks and the scheduler that its model_index.json names.
+"""A whole diffusers folder: prompts to images, by what its model_index.json names.
 
-    pipeline = interop.load("stable-diffusion-v1-5")
-    latents = pipeline.sample(key, {"text": states}, null={"text": empty}, scale=7.5, steps=30)
+    pipe = interop.load("stable-diffusion-v1-5")
+    images = pipe(key, ["a red fox"], steps=30)         # [1, 512, 512, 3] in [-1, 1]
 
-gives what the diffusers pipeline does before its autoencoder decodes: from the same `noise`, the
-same latents. Texts and images are not encoded here: conditions are arrays (see `jdiff.models`), and
-the folders that jdiff does not read (text encoders, autoencoders) are named in `unread`.
+gives what the diffusers pipeline gives from the same `noise`. It is made of the same parts as any
+draw: conditions (`interop.prompts`: what texts become), a guided denoiser, `jdiff.sample` over it,
+and an autoencoder. `pipe.latents` stops before the autoencoder decodes, and `pipe.sample` takes
+conditions that are arrays, of any network that jdiff knows.
 """
 
 import dataclasses
-import json
+import functools
 import pathlib
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdiff import denoisers, guidance
+from jdiff.autoencoders import Autoencoder
+from jdiff.batching import pieces
 from jdiff.errors import UserError, choose
-from jdiff.interop import loading, schedulers
-from jdiff.interop.families import BY_CLASS
+from jdiff.interop.latents import autoencoder
 from jdiff.interop.loading import Component
+from jdiff.interop.progress import shown
+from jdiff.interop.prompts import BY_CLASS, Parts, Prompts, listed, paired, taken
 from jdiff.interop.sampler import Sampler
 from jdiff.pytree import Array, PyTree, noise_like
 from jdiff.sampling import sample as draw
+from jdiff.sampling import stream
+from jdiff.schedules import Schedule
+from jdiff.solvers import Solver
 
 #: The names under which a pipeline has the network that is sampled from.
-_NETWORKS = ("transformer", "unet")
+NETWORKS = ("transformer", "unet")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,21 +43,23 @@ class Pipeline:
     """What `load` reads of a pipeline's folder.
 
     Attributes:
-      components: the networks, by name.
+      components: the networks, by name: the one that is sampled from, autoencoder, text encoders.
       sampler: the scheduler, as ours.
       unread: folders of what jdiff does not read, by name.
       index: model_index.json.
+      folder: where it was read.
     """
 
     components: Mapping[str, Component]
     sampler: Sampler
     unread: Mapping[str, pathlib.Path]
     index: Mapping[str, Any]
+    folder: pathlib.Path = pathlib.Path()
 
     @property
     def name(self) -> str:
         """The name of the network that is sampled from, "unet" or "transformer"."""
-        return next(name for name in _NETWORKS if name in self.components)
+        return next(name for name in NETWORKS if name in self.components)
 
     @property
     def network(self) -> Component:
@@ -92,6 +101,152 @@ class Pipeline:
                 '{"text": states of the empty prompt}.'
             )
         return self.sampler.denoiser(denoise if guide is None else guide(denoise))
+
+    @functools.cached_property
+    def prompts(self) -> Prompts:
+        """How this pipeline is asked: its text encoders, and what its guidance means.
+
+        Raises:
+          UserError: a class of pipelines that is not known, or a part that is missing.
+        """
+        where = f"{self.folder / 'model_index.json'}: _class_name"
+        name = choose(where, self.index.get("_class_name", ""), BY_CLASS)
+        return BY_CLASS[name].open(self._parts)
+
+    @functools.cached_property
+    def autoencoder(self) -> Autoencoder:
+        """What decodes the latents.
+
+        Raises:
+          UserError: the folder has none, it was not read, or its latents are another network's.
+        """
+        coder = autoencoder(self._parts.component("vae"))
+        wanted = self.network.fields.get("in_channels", coder.channels)
+        if coder.channels != wanted:
+            raise UserError(
+                f"{self.folder}: the latents of vae have {coder.channels} channels, those of "
+                f"{self.name} {wanted}; the parts are of different models."
+            )
+        return coder
+
+    def __call__(
+        self, key: Array, prompts: str | Sequence[str],
+        negative: str | Sequence[str] | None = None, *, batch: int | None = None,
+        sharding: jax.sharding.Sharding | None = None, progress: Any = None, **options: Any,
+    ) -> Array:  # fmt: skip
+        """Images float32 `[len(prompts) * num, H, W, 3]` in [-1, 1], a prompt's together.
+
+        Args:
+          key: one key for the whole draw; image i depends on it, on i and on its prompt alone.
+          prompts: what is to be drawn.
+          negative: what to guide away from: one for all, or one a prompt.
+          batch: images at a time; all at once unless given.
+          sharding: how the images of a batch are laid out over devices.
+          progress: True, or a rich console: shows how many are drawn.
+          **options: of `latents`: steps, guidance_scale, size, num, noise, solver, grid, ...
+
+        Raises:
+          UserError: as `latents`; a folder without an autoencoder.
+
+        >>> images = pipe(key, ["a red fox", "a blue door"], steps=30, num=4, batch=4)
+        """
+        how = {"batch": batch, "sharding": sharding}
+        latents = self.latents(key, prompts, negative, progress=progress, **how, **options)
+        return _decoded(self.autoencoder, latents, **how)
+
+    def latents(
+        self, key: Array, prompts: str | Sequence[str],
+        negative: str | Sequence[str] | None = None, *, steps: int | None = None,
+        guidance_scale: float | None = None, size: int | tuple[int, int] | None = None,
+        num: int = 1, noise: Array | None = None, latents: Array | None = None,
+        start: float = 0.0, end: float = 1.0, solver: Solver | None = None,
+        grid: Callable[..., Array] | None = None, guide: Callable[[Any], Any] | None = None,
+        batch: int | None = None, sharding: jax.sharding.Sharding | None = None,
+        progress: Any = None, texts: Mapping[str, Any] | None = None, **options: Any,
+    ) -> Array:  # fmt: skip
+        """What is decoded to the images: latents `[len(prompts) * num, H / f, W / f, C]`.
+
+        Args:
+          key, prompts, negative, batch, sharding, progress: as of the pipeline's call.
+          steps: solver steps; the family's usual number unless given.
+          guidance_scale: as diffusers counts it for this family; its usual one unless given.
+          size: (H, W) of the images in pixels, or one number for both; the network's unless given.
+          num: images a prompt.
+          noise: standard normal `[N, h, w, C]` to start from (diffusers' `latents`); drawn from the
+            key unless given.
+          latents: the state at `start` of another draw, in place of noise.
+          start, end: the share of the way from noise to data where this draw begins and stops:
+            diffusers' denoising_start and denoising_end.
+          solver: any of jdiff's, in place of the scheduler's.
+          grid: (schedule, n) -> times, any of `jdiff.grids`, in place of the scheduler's.
+          guide: any guidance around the family's own, e.g. `lambda d: guidance.rescale(d, 0.7)`.
+          texts: of its encoders: "length" (tokens), "weights" ((word:1.3)), "chunks" (long texts).
+          **options: of the family (`interop.prompts`): sizes and crops of SDXL, true_cfg_scale.
+
+        Raises:
+          UserError: prompts that are no texts, negative ones of another number, a size that the
+            network or the autoencoder cannot divide, an option that the family has not, and what
+            `jdiff.sample` refuses.
+        """
+        prompts = listed(prompts)
+        family = self.prompts.tuned(texts or {})
+        family.check(options)
+        height, width, channels = self._latent_shape(size)
+        factor = self.autoencoder.factor
+        cond, null, weight = family.asked(
+            prompts, paired(negative, len(prompts)), (height * factor, width * factor),
+            guidance_scale, **options,
+        )  # fmt: skip
+        away = {name: guidance.per_sample(f"null {name}") for name in null}
+        cond |= {f"null {name}": value for name, value in null.items()}
+        guided = lambda denoise: denoise if guide is None else guide(denoise)
+        if null:
+            denoise = self.denoiser(lambda d: guided(family.guide(d)), scale=weight, null=away)
+        else:
+            denoise = self.denoiser(guided)
+
+        steps = family.steps if steps is None else steps
+        times = self._times(steps, (height // 2) * (width // 2), grid)
+        if latents is None:
+            number = len(prompts) * num
+            noise = _noise(key, number, (height, width, channels)) if noise is None else noise
+            latents = self.sampler.start(noise, times)
+        rows = np.repeat(np.arange(len(prompts)), num)
+        parts = stream(
+            key, denoise, cond=taken(cond, rows), x=latents, batch=batch, sharding=sharding,
+            times=between(times, self.sampler.schedule, start, end),
+            solver=self.sampler.solver if solver is None else solver,
+        )  # fmt: skip
+        return jnp.concatenate(list(shown(parts, progress, len(prompts) * num)))
+
+    @property
+    def _parts(self) -> Parts:
+        return Parts(self.folder, self.index, self.components, self.network)
+
+    def _times(self, steps: int, tokens: int, grid: Callable[..., Array] | None) -> Array:
+        if grid is not None:
+            return grid(self.sampler.schedule, steps)
+        return self.sampler.times(steps, tokens=tokens)
+
+    def _latent_shape(self, size: int | tuple[int, int] | None) -> tuple[int, int, int]:
+        """(h, w, C) of images of this size in pixels.
+
+        Raises:
+          UserError: a side that factor and patches do not divide, with the nearest that they do.
+        """
+        coder, network = self.autoencoder, self.network.apply.skeleton()
+        if size is None:
+            return self.prompts.side, self.prompts.side, coder.channels
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        patch = getattr(network, "multiple", None) or getattr(network, "patch", 1)
+        unit = coder.factor * patch
+        if any(side < unit or side % unit for side in sides):
+            nearest = " x ".join(str(max(unit, unit * round(side / unit))) for side in sides)
+            raise UserError(
+                f"size={' x '.join(map(str, sides))}: sides are multiples of {unit} here (the "
+                f"autoencoder's {coder.factor}, the network's {patch}); the nearest: {nearest}."
+            )
+        return sides[0] // coder.factor, sides[1] // coder.factor, coder.channels
 
     def sample(
         self, key: Array, cond: PyTree = None, *, steps: int = 50,
@@ -148,75 +303,6 @@ class Pipeline:
         return height, width, min(counts)
 
 
-def load(folder: str | pathlib.Path, **options: Any) -> Pipeline | Component:
-    """Opens a local diffusers folder: a whole pipeline's, or one component's.
-
-    Args:
-      folder: with a model_index.json, or with a config.json.
-      **options: of `load_component`, for each network: variant, dtype, sharding, compute, ...
-
-    Raises:
-      UserError: neither file, no network that jdiff knows, or what `load_component` and
-        `schedulers.from_config` refuse.
-
-    >>> pipeline = interop.load("stable-diffusion-v1-5", variant="fp16", compute="bfloat16")
-    """
-    folder = pathlib.Path(folder)
-    path = folder / "model_index.json"
-    if not path.is_file():
-        if (folder / "config.json").is_file():
-            return loading.load_component(folder, **options)
-        raise UserError(
-            f"{folder} has neither a model_index.json (a pipeline) nor a config.json (a component)."
-        )
-    index = json.loads(path.read_text())
-    named = {name: entry[1] for name, entry in index.items() if _is_component(entry)}
-    known = {name: cls for name, cls in named.items() if cls in BY_CLASS}
-    if not any(name in known for name in _NETWORKS):
-        given = next((named[name] for name in _NETWORKS if name in named), None)
-        if given is None:
-            raise UserError(f"{path} names neither a unet nor a transformer.")
-        choose(f"{path}: network", given, BY_CLASS)
-    if "scheduler" not in named:
-        raise UserError(f"{path} names no scheduler; load the component's folder instead.")
-    components = {name: loading.load_component(folder / name, **options) for name in known}
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    network = next(known[name] for name in _NETWORKS if name in known)
-    others = {name: folder / name for name in named if name not in {*known, "scheduler"}}
-    unread = {name: path for name, path in others.items() if path.is_dir()}
-    return Pipeline(components, schedulers.from_config(config, network), unread, index)
-
-
-def save(what: Pipeline | Component, folder: str | pathlib.Path, **options: Any) -> None:
-    """Writes a pipeline or a component in the layout that it was read from.
-
-    What was not read is copied from where it lies.
-
-    Args:
-      **options: of `save_component`, for each network: variant, dtype, shard_bytes.
-
-    Raises:
-      UserError: a sampler that was changed since (`schedulers.to_config`).
-    """
-    folder = pathlib.Path(folder)
-    if isinstance(what, Component):
-        loading.save_component(what, folder, **options)
-        return
-    config = schedulers.to_config(what.sampler)
-    for name, component in what.components.items():
-        loading.save_component(component, folder / name, **options)
-    _write(folder / "scheduler" / "scheduler_config.json", config)
-    for name, source in what.unread.items():
-        if source.resolve() != (folder / name).resolve():
-            shutil.copytree(source, folder / name, dirs_exist_ok=True)
-    _write(folder / "model_index.json", what.index)
-
-
-def _is_component(entry: Any) -> bool:
-    """A pair (library, class); a component that a pipeline goes without is a pair of nulls."""
-    return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
-
-
 def _noise(key: Array, num: int, shape: tuple[int, ...]) -> Array:
     """As `jdiff.sample` draws it: sample i from its own key."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num))
@@ -224,6 +310,32 @@ def _noise(key: Array, num: int, shape: tuple[int, ...]) -> Array:
     return noise_like(keys, jax.ShapeDtypeStruct((num, *shape), jnp.result_type(float)))
 
 
-def _write(path: pathlib.Path, config: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(config), indent=2) + "\n")
+def between(times: Array, schedule: Schedule, start: float, end: float) -> Array:
+    """The times of a share of the way from noise to data: diffusers' denoising_start and _end.
+
+    A step belongs to the part in which it starts, so that the parts of one grid follow each other.
+
+    Raises:
+      UserError: shares that are not 0 <= start < end <= 1, or a part without a step.
+    """
+    if not 0 <= start < end <= 1:
+        raise UserError(f"start={start}, end={end} given; 0 <= start < end <= 1 is needed.")
+    if schedule.T:
+        place, line = np.asarray(times) - 1.0, lambda share: round((1 - share) * schedule.T)
+    else:
+        place, line = np.asarray(times), lambda share: (1 - share) * float(schedule.t_max)
+    count = lambda share: int((place[:-1] >= line(share)).sum())
+    first = count(start) if start > 0 else 0
+    last = count(end) if end < 1 else len(times) - 1
+    if first >= last:
+        raise UserError(f"no step of {len(times) - 1} starts from start={start} to end={end}.")
+    return times[first : last + 1]
+
+
+def _decoded(
+    coder: Autoencoder, latents: Array, batch: int | None, sharding: jax.sharding.Sharding | None
+) -> Array:
+    """Images in [-1, 1], a batch at a time; the last one is padded, not compiled anew."""
+    parts = pieces(latents, len(latents), batch or len(latents), sharding)
+    images = jnp.concatenate([coder.decode(rows)[:keep] for keep, rows in parts])
+    return jnp.clip(images.astype(jnp.float32), -1.0, 1.0)

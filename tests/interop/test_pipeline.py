@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
     params = jax.tree.map(lambda w: w + 0.05 * random.standard_normal(w.shape, np.float32), params)
     network = interop.component("DiTTransformer2DModel", params, **FIELDS)
     interop.save(network, path / "transformer")
-    for name, config in (("scheduler", EULER), ("vae", {"_class_name": "AutoencoderKL"})):
+    for name, config in (("scheduler", EULER), ("safety_checker", {"threshold": 0.5})):
         (path / name).mkdir()
         file = "scheduler_config.json" if name == "scheduler" else "config.json"
         (path / name / file).write_text(json.dumps(config))
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
         "_class_name": "DiTPipeline",
         "transformer": ["diffusers", "DiTTransformer2DModel"],
         "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
         "id2label": {"3": "a fish"},
     }
     (path / "model_index.json").write_text(json.dumps(index))
@@ -44,7 +44,7 @@ def test_a_folder_holds_networks_a_sampler_and_what_is_not_read(folder):
     pipeline = interop.load(folder)
     assert pipeline.name == "transformer"
     assert list(pipeline.components) == ["transformer"]
-    assert pipeline.unread == {"vae": folder / "vae"}
+    assert pipeline.unread == {"safety_checker": folder / "safety_checker"}
     assert pipeline.index["id2label"] == {"3": "a fish"}
     assert pipeline.shape() == (8, 8, 4)  # of 8 channels out, four are the variance
 
@@ -83,7 +83,7 @@ def test_what_is_saved_is_what_was_read(folder, tmp_path):
     same = jax.tree.map(np.array_equal, again.network.params, pipeline.network.params)
     assert jax.tree.all(same) and again.index == pipeline.index
     assert interop.schedulers.to_config(again.sampler) == EULER
-    assert (tmp_path / "a" / "vae" / "config.json").is_file()
+    assert (tmp_path / "a" / "safety_checker" / "config.json").is_file()
 
 
 def test_a_component_without_a_size_asks_for_a_shape(folder, monkeypatch):
