@@ -114,6 +114,13 @@ def defaults() -> ml_collections.ConfigDict:
     c.sampling.threshold = None
     c.sampling.aug_level = config_dict.placeholder(float)  # of a stage's low-resolution input
     c.sampling.truncate = False  # True: the stage before stops at that level; no noise is added
+
+    # A contrastive run, or the folder of a CLIP: how well samples match their captions.
+    c.evaluation.scorer = config_dict.placeholder(str)
+    c.evaluation.captions = config_dict.placeholder(str)  # the data's field of texts: "caption"
+    c.evaluation.top = (1, 5)  # whether a caption is among the first so many
+    # A regular expression: what it matches in a caption is no difference ("the same thing").
+    c.evaluation.same = config_dict.placeholder(str)
     return c
 
 

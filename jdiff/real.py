@@ -93,6 +93,27 @@ def all_conditions(run: runs.Run, source: Any, num: int) -> dict[str, np.ndarray
     return {name: entry[np.arange(num) % len(entry)] for name, entry in joined.items()}
 
 
+def captions(run: runs.Run, source: Any, num: int) -> list[str]:
+    """The texts of the images of `all_conditions`, in the same order.
+
+    Args:
+      source: one of `splits`.
+
+    Raises:
+      UserError: the data have no such field (config.evaluation.captions).
+    """
+    c, origin = run.config.data, run.info.encoded
+    field = run.config.evaluation.captions or (origin and origin.caption) or "caption"
+    texts = sources.source(
+        c.name, source.info.split, c.data_dir, fields=(field,), in_memory=False
+    )  # fmt: skip
+    texts = dataclasses.replace(texts, features={field: texts.features[field]})  # without images
+    chosen = part(source, num, 0)
+    places = chosen.picked if isinstance(chosen, Part) else np.arange(len(source))
+    found = [row[field] for row in texts.__getitems__(places)]
+    return [found[i % len(found)] for i in range(num)]
+
+
 def part(source: Any, num: int, seed: int) -> Any:
     """`num` examples of a source chosen at random, or all: distances depend on the number."""
     if len(source) <= num:

@@ -25,6 +25,7 @@ examples:
   jdiff evaluate --workdir=runs/digits --num=2000 --guidance_scale=1.5 --solver=dpmpp_2m --steps=20
   jdiff evaluate --workdir=runs/digits --ema=params --metrics=frechet,precision_recall
   jdiff evaluate --workdir=runs/cdm --stage=1 --aug_level=0.1
+  jdiff evaluate --workdir=runs/emoji_t2i --scorer=runs/emoji_clip
 
 metrics (all unless --metrics names some):
   frechet           Frechet distance between Gaussians fitted to features (FID for inception)
@@ -51,6 +52,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "resnet50`) (default: the config's, config.evaluation.features)",
     )  # fmt: skip
     what.add_argument("--metrics", metavar="LIST", help="names joined by commas, see below")
+    what.add_argument(
+        "--scorer", metavar="PATH",
+        help="run directory of a contrastive run, or the folder of a CLIP: how well samples match "
+        "the captions that they are drawn for (default: the config's, config.evaluation.scorer)",
+    )  # fmt: skip
     add_sampling(parser)
     add_hosts(parser)
 
@@ -63,8 +69,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, console: Any) -> int:
     from jdiff import assess, cache, kinds, runs
+    from jdiff.errors import UserError
 
     if stages.folder(args.workdir):
+        if args.scorer is not None:
+            raise UserError(f"--scorer: {args.workdir} is a cascade; a scorer looks at runs.")
         return cascades.evaluate(args, console)
     config = runs.read_config(args.workdir)
     stages.of_run(args, config)
@@ -73,6 +82,8 @@ def _run(args: argparse.Namespace, console: Any) -> int:
     metrics = args.metrics and cascades.named(args.metrics)
     kind = kinds.of(config)
     opened = kind.open(args.workdir, ema=args.ema, step=args.step, mesh=args.mesh)
+    if args.scorer is not None:
+        opened = _scored(opened, args.scorer)
     figures = kind.assess(
         opened, num=args.num, seed=args.seed, batch=args.batch, sampling=chosen,
         features=args.features, metrics=metrics, console=console,
@@ -81,3 +92,15 @@ def _run(args: argparse.Namespace, console: Any) -> int:
     path = args.workdir / assess.FILE
     console.print(f"figures  {path}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _scored(opened: Any, scorer: str) -> Any:
+    """The run, whose samples that scorer looks at."""
+    from jdiff.errors import UserError
+
+    config = opened.config.copy_and_resolve_references()
+    if "scorer" not in config.evaluation:
+        raise UserError(f"--scorer: {opened.workdir} is no run of a model that draws images.")
+    with config.unlocked():
+        config.evaluation.scorer = scorer
+    return opened._replace(config=config)
