@@ -8,6 +8,7 @@ A pytree: its weights are an argument of the programs that it is used in.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -165,39 +166,38 @@ def autoencoder(apply: Apply, params: PyTree, *, shift: Any = 0.0, scale: Any = 
 
 @jax.jit
 def _moments(coder: Autoencoder, images: Array) -> Moments:
-    encode = coder.apply.method("encode")
+    def whole(images: Array) -> Moments:
+        mean, std = coder.apply.method("encode")(coder.params, images)
+        return Moments((mean - coder.shift) * coder.scale, std * coder.scale)
 
-    def logged(piece: Array) -> tuple[Array, Array]:
-        mean, std = encode(coder.params, piece)
+    def logged(images: Array) -> tuple[Array, Array]:
+        mean, std = whole(images)
         return mean, jnp.log(jnp.maximum(std, _NONE))
 
-    def some(images: Array) -> Moments:
-        if not _cut(coder, images.shape[1:3]):
-            return encode(coder.params, images)
-        # Log-variances are blended, as the network gives them, and not deviations.
-        mean, log_std = tiles.through(
-            logged, images, coder.tile, factor=coder.factor, cut=coder.factor, put=1
-        )
-        std = jnp.exp(log_std)
-        return Moments(mean, jnp.where(std < 1e3 * _NONE, 0.0, std))
-
-    mean, std = tiles.by_rows(some, images, coder.rows)
-    return Moments((mean - coder.shift) * coder.scale, std * coder.scale)
+    rows = coder.rows or len(images)
+    if not _cut(coder, images.shape[1:3]):
+        return tiles.by_rows(whole, images, rows)
+    # Log-variances are blended, as networks give them, and not deviations.
+    mean, log_std = tiles.through(
+        logged, images, coder.tile, rows, factor=coder.factor, cut=coder.factor, put=1
+    )
+    std = jnp.exp(log_std)
+    return Moments(mean, jnp.where(std < 1e3 * _NONE, 0.0, std))
 
 
 @jax.jit
 def _decode(coder: Autoencoder, latents: Array) -> Array:
-    def whole(z: Array) -> Array:
+    def whole(latents: Array) -> Array:
+        z = latents / coder.scale + coder.shift
         return at_least_float32(coder.apply.method("decode")(coder.params, z))
 
-    def some(latents: Array) -> Array:
-        z = latents / coder.scale + coder.shift
-        if not _cut(coder, [side * coder.factor for side in latents.shape[1:3]]):
-            return whole(z)
-        return tiles.through(whole, z, coder.tile, factor=coder.factor, cut=1, put=coder.factor)
+    rows = coder.rows or len(latents)
+    if not _cut(coder, [side * coder.factor for side in latents.shape[1:3]]):
+        return tiles.by_rows(whole, latents, rows)
+    return tiles.through(
+        whole, latents, coder.tile, rows, factor=coder.factor, cut=1, put=coder.factor
+    )
 
-    return tiles.by_rows(some, latents, coder.rows)
 
-
-def _cut(coder: Autoencoder, sides: Any) -> bool:
+def _cut(coder: Autoencoder, sides: Sequence[int]) -> bool:
     return coder.tile is not None and max(sides) > coder.tile.size

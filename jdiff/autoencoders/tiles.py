@@ -8,7 +8,8 @@ normalisations and attention see all of it.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,8 @@ import numpy as np
 
 from jdiff.errors import UserError
 from jdiff.pytree import Array, PyTree
+
+View = Callable[[Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,101 +54,142 @@ def tile(size: int, overlap: int | None, factor: int) -> Tile:
 
 
 class _Span(NamedTuple):
-    """One tile's part of an axis: its first latent, how many, and the weights of its results."""
+    """One tile's part of an axis, in latents: the first, how many, how many it shares."""
 
     start: int
     length: int
-    weight: np.ndarray  # [length * put]: rises from 0 where it follows another, falls to 0
-    squared: np.ndarray  # the same with the rise squared
-    falling: np.ndarray  # bool: shared with the next tile
+    before: int  # shared with the tile before it
+    after: int  # shared with the next
 
 
-def _spans(count: int, size: int, overlap: int, put: int) -> list[_Span]:
+def _spans(count: int, size: int, overlap: int) -> list[_Span]:
     starts = range(0, count, size - overlap)
     lengths = [min(size, count - start) for start in starts]
-    # What a tile shares with the one before it: less than `overlap` where it is shorter.
-    shared = [0] + [min(overlap, length) * put for length in lengths[1:]] + [0]
-    spans = []
-    for n, (start, length) in enumerate(zip(starts, lengths)):
-        rise, fall = (np.arange(shared[k]) / max(1, shared[k]) for k in (n, n + 1))
-        flat = np.ones(length * put - len(rise) - len(fall))
-        weights = [np.concatenate([rise**p, flat, 1 - fall**p]) for p in (1, 2)]
-        falling = np.arange(length * put) >= length * put - len(fall)
-        spans.append(_Span(start, length, *weights, falling))
-    return spans
+    # A tile that is shorter than the overlap lies in the one before it.
+    shared = [0, *(min(overlap, length) for length in lengths[1:]), 0]
+    return [_Span(*span) for span in zip(starts, lengths, shared, shared[1:])]
+
+
+def _groups(
+    sides: Sequence[int], size: int, overlap: int
+) -> dict[tuple[int, int], list[tuple[_Span, _Span]]]:
+    """The tiles of a grid of latents by their shapes: one loop, one program, a shape."""
+    rows, columns = (_spans(side, size, overlap) for side in sides)
+    groups: dict[tuple[int, int], list[tuple[_Span, _Span]]] = {}
+    for row, column in itertools.product(rows, columns):
+        groups.setdefault((row.length, column.length), []).append((row, column))
+    return groups
 
 
 def through(
-    fn: Callable[[Array], PyTree], x: Array, tile: Tile, *, factor: int, cut: int, put: int
+    fn: Callable[[Array], PyTree],
+    x: Array,
+    tile: Tile,
+    rows: int,
+    *,
+    factor: int,
+    cut: int,
+    put: int,
 ) -> PyTree:
-    """fn(x), a tile of x at a time, the results blended.
+    """fn(x), a tile of `rows` images at a time, the results blended.
 
-    The weights are those of diffusers: a result is blended with the finished one above it, then
-    with the finished one on its left. The one above was itself blended with its left neighbour, so
-    that where four tiles meet the upper two share their part by the square of the horizontal ramp.
+    Each result is added, weighed, to where it belongs: beside the whole there is one tile in
+    memory.
 
     Args:
       fn: of [B, h, w, C]; a tree of arrays [B, h put / cut, w put / cut, C'].
       x: [B, H, W, C].
       tile: in pixels.
+      rows: how many of the batch at a time.
       factor: pixels a latent.
       cut: what of x is one latent: `factor` of an image, 1 of latents.
       put: what of the result is one latent.
     """
+    grid = [side // cut for side in x.shape[1:3]]
     size, overlap = tile.size // factor, tile.overlap // factor
-    axes = [_spans(side // cut, size, overlap, put) for side in x.shape[1:3]]
-    groups: dict[tuple[int, int], list[tuple[_Span, _Span]]] = {}
-    for rows in axes[0]:
-        for columns in axes[1]:
-            groups.setdefault((rows.length, columns.length), []).append((rows, columns))
+    split, join = _batch(x.shape[0], rows)
+    x = split(x)
+    some = (x.shape[0], size * cut, size * cut, x.shape[4])
+    canvas = jax.tree.map(
+        lambda a: jnp.zeros((*x.shape[:2], *(side * put for side in grid), a.shape[3]), a.dtype),
+        jax.eval_shape(fn, jax.ShapeDtypeStruct(some, x.dtype)),
+    )
 
-    def one(shape: tuple[int, int], canvas: PyTree, given: tuple) -> tuple[PyTree, None]:
-        (row, column), rows, falling, columns, squared = given
-        piece = (x.shape[0], shape[0] * cut, shape[1] * cut, x.shape[3])
-        results = fn(jax.lax.dynamic_slice(x, (0, row * cut, column * cut, 0), piece))
-        weight = rows[:, None] * jnp.where(falling[:, None], squared, columns)
+    def one(shape: tuple[int, int], go: Array, canvas: PyTree, tile: Array) -> tuple[PyTree, None]:
+        (row, *vertical), (column, *horizontal) = tile
+        weight = _weight(*(n * put for n in shape), *(put * n for n in vertical + horizontal))
+        piece = (x.shape[0], 1, shape[0] * cut, shape[1] * cut, x.shape[4])
+        results = fn(jax.lax.dynamic_slice(x, (0, go, row * cut, column * cut, 0), piece)[:, 0])
 
         def add(whole: Array, part: Array) -> Array:
-            corner = (0, row * put, column * put, 0)
-            there = jax.lax.dynamic_slice(whole, corner, part.shape)
-            part = there + weight[:, :, None].astype(whole.dtype) * part
-            return jax.lax.dynamic_update_slice(whole, part, corner)
+            corner = (0, go, row * put, column * put, 0)
+            part = weight[:, :, None].astype(part.dtype) * part
+            there = jax.lax.dynamic_slice(whole, corner, (len(part), 1, *part.shape[1:]))
+            return jax.lax.dynamic_update_slice(whole, there + part[:, None], corner)
 
         return jax.tree.map(add, canvas, results), None
 
-    some = jax.ShapeDtypeStruct((x.shape[0], size * cut, size * cut, x.shape[3]), x.dtype)
-    grid = tuple(side // cut * put for side in x.shape[1:3])
-    canvas = jax.tree.map(
-        lambda a: jnp.zeros((x.shape[0], *grid, a.shape[3]), a.dtype), jax.eval_shape(fn, some)
-    )
     # The canvas goes from one group of equal tiles to the next: no two are in memory at a time.
-    for shape, tiles in groups.items():
-        given = (
-            np.asarray([(rows.start, columns.start) for rows, columns in tiles]),
-            np.stack([rows.weight for rows, _ in tiles]),
-            np.stack([rows.falling for rows, _ in tiles]),
-            np.stack([columns.weight for _, columns in tiles]),
-            np.stack([columns.squared for _, columns in tiles]),
-        )
-        canvas, _ = jax.lax.scan(functools.partial(one, shape), canvas, given)
-    return canvas
+    for shape, tiles in _groups(grid, size, overlap).items():
+        given = np.asarray([[(s.start, s.before, s.after) for s in pair] for pair in tiles])
+
+        def all_tiles(
+            canvas: PyTree, go: Array, shape: tuple = shape, given: np.ndarray = given
+        ) -> tuple[PyTree, None]:
+            return jax.lax.scan(functools.partial(one, shape, go), canvas, given)
+
+        canvas, _ = jax.lax.scan(all_tiles, canvas, jnp.arange(x.shape[1]))
+    return jax.tree.map(join, canvas)
 
 
-def by_rows(fn: Callable[[Array], PyTree], x: Array, rows: int | None) -> PyTree:
-    """fn(x), `rows` of the batch at a time; all at once if that is None or covers the batch.
+def _weight(
+    height: int, width: int, above: Array, below: Array, left: Array, right: Array
+) -> Array:
+    """The share [height, width] of a tile in the whole; the others' make up one.
+
+    It is that of diffusers: a result is blended with the finished one above it, then with the
+    finished one on its left. The one above was itself blended with its left neighbour by then, so
+    where four tiles meet the upper two share by the square of the horizontal ramp.
+    """
+    rise, fall = _ramps(height, above, below)
+    vertical = (rise * (1 - fall))[:, None]
+    upper = jnp.arange(height)[:, None] >= height - below
+    rise, fall = _ramps(width, left, right)
+    return vertical * jnp.where(upper, rise**2 * (1 - fall**2), rise * (1 - fall))
+
+
+def _ramps(length: int, before: Array, after: Array) -> tuple[Array, Array]:
+    """From 0 towards 1 over the first `before` places, then 1; 0, then that over the last."""
+    place = jnp.arange(length, dtype=float)
+    rise = jnp.where(place < before, place / jnp.maximum(before, 1), 1.0)
+    return rise, jnp.maximum(place - (length - after), 0.0) / jnp.maximum(after, 1)
+
+
+def by_rows(fn: Callable[[Array], PyTree], x: Array, rows: int) -> PyTree:
+    """fn(x), `rows` of the batch at a time."""
+    if rows >= x.shape[0]:
+        return fn(x)
+    split, join = _batch(x.shape[0], rows)
+    found = jax.lax.map(fn, jnp.swapaxes(split(x), 0, 1))
+    return jax.tree.map(lambda a: join(jnp.swapaxes(a, 0, 1)), found)
+
+
+def _batch(count: int, rows: int) -> tuple[View, View]:
+    """[B, ...] to [rows, goes, ...], and back.
 
     The members of one go lie evenly over the batch, so that those of a sharded one are on all
     devices. Where `rows` does not divide the batch it is filled up with its first member.
     """
-    count = x.shape[0]
-    if rows is None or rows >= count:
-        return fn(x)
+    rows = min(rows, count)
     goes = -(-count // rows)
-    if fill := rows * goes - count:
-        x = jnp.concatenate([x, jnp.broadcast_to(x[:1], (fill, *x.shape[1:]))])
-    found = jax.lax.map(fn, jnp.swapaxes(x.reshape(rows, goes, *x.shape[1:]), 0, 1))
+    fill = rows * goes - count
 
-    def join(a: Array) -> Array:
-        return jnp.swapaxes(a, 0, 1).reshape(rows * goes, *a.shape[2:])[:count]
+    def split(x: Array) -> Array:
+        if fill:
+            x = jnp.concatenate([x, jnp.broadcast_to(x[:1], (fill, *x.shape[1:]))])
+        return x.reshape(rows, goes, *x.shape[1:])
 
-    return jax.tree.map(join, found)
+    def join(x: Array) -> Array:
+        return x.reshape(rows * goes, *x.shape[2:])[:count]
+
+    return split, join
