@@ -57,7 +57,7 @@ def t5_tokenizer() -> Any:
     return transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
 
 
-def t5(width: int = 12) -> Any:
+def t5(width: int = 24) -> Any:
     """Two layers of an encoder as of T5 1.1."""
     config = transformers.T5Config(
         vocab_size=80, d_model=width, d_kv=6, d_ff=16, num_layers=2, num_heads=2,
@@ -76,10 +76,19 @@ def autoencoder(channels: int = 4, **config: Any) -> Any:
     return randomise(vae, seed=5, std=0.25)
 
 
-def drawn(pipeline: Any, start: np.ndarray, **options: Any) -> np.ndarray:
+def packed(start: np.ndarray, patch: int = 2) -> Any:
+    """Noise `[B, h, w, C]` as FLUX's pipeline and Qwen-Image's have it: patches in a row."""
+    batch, height, width, channels = start.shape
+    cut = start.reshape(batch, height // patch, patch, width // patch, patch, channels)
+    cut = cut.transpose(0, 1, 3, 5, 2, 4)
+    return torch.tensor(cut.reshape(batch, -1, channels * patch**2))
+
+
+def drawn(pipeline: Any, latents: Any, **options: Any) -> Any:
     """What diffusers draws from this noise, `[2, H, W, 3]` in [0, 1]."""
     pipeline.set_progress_bar_config(disable=True)
-    fixed = {"num_inference_steps": STEPS, "latents": channels_first(start), "output_type": "np"}
+    latents = channels_first(latents) if isinstance(latents, np.ndarray) else latents
+    fixed = {"num_inference_steps": STEPS, "latents": latents, "output_type": "np"}
     with torch.no_grad():
         return pipeline(**fixed | options).images
 
