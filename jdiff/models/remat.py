@@ -14,6 +14,11 @@ from jdiff.parallel import fetch
 
 #: The primitives worth keeping: their results cost far more to compute than to store.
 PRODUCTS = ("dot_general", "conv_general_dilated")
+#: Those whose results are computed again as fast as they are read.
+CHEAP = (
+    "add", "sub", "mul", "div", "neg", "max", "select_n", "convert_element_type",
+    "broadcast_in_dim", "reshape", "transpose", "squeeze",
+)  # fmt: skip
 
 
 def _products(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -29,9 +34,9 @@ def _products_with_weights(primitive: Any, *_: Any, **params: Any) -> bool:
     return primitive.name != "dot_general" or not (dims[1][0] or dims[1][1])
 
 
-def _all_but_fetched(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Whether to keep a result: all but weights fetched from other devices."""
-    return primitive.name != fetch.NAME
+def _dear(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether to keep a result: all but weights fetched from other devices, and what is cheap."""
+    return primitive.name not in (fetch.NAME, *CHEAP)
 
 
 #: Policies from the most memory to the least.
@@ -70,5 +75,5 @@ def checkpoint(function: Callable, remat: bool | str, *, scanned: bool = False) 
     policy = POLICIES[named(remat)]
     if policy is None and not fetch.fetches():
         return function
-    policy = policy or _all_but_fetched  # a block's weights are fetched again, not kept
+    policy = policy or _dear  # a block's weights are fetched again, not kept
     return jax.checkpoint(function, policy=policy, prevent_cse=not scanned)

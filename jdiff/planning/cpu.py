@@ -1,17 +1,21 @@
 """What XLA's CPU backend keeps that others do not.
 
-It drops the barriers of `jax.checkpoint`, and then joins what is computed twice with what was
-computed once: outside of a scan nothing is recomputed there, nor are weights fetched again.
-Convolutions there take the batch first and kernels as [H, W, in, out]; what a gradient has in
-another order is copied, as soon as it is known. Sums run in library kernels that read the factors
-of what they sum from memory, spread to full size; other backends fuse those.
+Before jax 0.11 it drops the barriers of `jax.checkpoint`, and then joins what is computed twice
+with what was computed once: outside of a scan nothing is recomputed there. Convolutions take the
+batch first and kernels as [H, W, in, out]; what a gradient has in another order is copied, as soon
+as it is known. Sums run in library kernels that read the factors of what they sum from memory,
+spread to full size; other backends fuse those.
 """
 
 import dataclasses
 
+import jax
+
 from jdiff.planning.kinds import CHEAP, VIEWS
 from jdiff.planning.program import Op, Program
 
+#: Whether the barriers of `jax.checkpoint` are gone before what is computed twice is joined.
+DROPS_BARRIERS = jax.__version_info__ < (0, 11)
 #: What a library's sum takes in: it reads their operands instead.
 TAKEN = ("mul", "square", "neg", "convert_element_type", "reshape", "integer_pow", "add_any")
 #: Fewer elements than these are not worth a plan's while.
@@ -37,11 +41,12 @@ def joined(program: Program) -> Program:
     ops = []
     for op in program.ops:
         inputs = tuple(same.get(v, v) for v in op.inputs)
-        if op.name == "optimization_barrier":
+        if op.name == "optimization_barrier" and DROPS_BARRIERS:
             same |= dict(zip(op.outputs, inputs))
             continue
-        key = (op.name, inputs, str(op.params))
-        if not op.programs and inputs and op.name != "stored_copy":
+        alone = op.programs or op.name in ("stored_copy", "optimization_barrier")
+        if inputs and not alone:
+            key = (op.name, inputs, str(op.params))
             if key in first:
                 same |= dict(zip(op.outputs, first[key]))
                 continue

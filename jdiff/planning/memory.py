@@ -82,7 +82,7 @@ def fuse(program: Program, size: Size) -> tuple[set[int], list[frozenset[int]]]:
     for op in program.ops:
         for v in set(op.inputs):
             readers[v] = readers.get(v, 0) + 1
-        if op.name not in FUSED and op.name not in REDUCTIONS:
+        if op.name == "optimization_barrier" or op.name not in FUSED | REDUCTIONS:
             solid.update(op.inputs)
     stored = set(program.inputs)
     made_of = [frozenset((i,)) if i in stored else frozenset() for i in range(len(program.values))]

@@ -123,6 +123,8 @@ def _write(program: Program, jaxpr: Jaxpr, known: dict[Any, int]) -> list[int]:
             if name == "shard_map":
                 outputs = _shard_map(program, equation, body.jaxpr, inputs)
             else:
+                if params.get("differentiated") and params.get("prevent_cse"):
+                    inputs = _behind_barriers(program, equation, inputs)
                 inside = dict(zip(body.jaxpr.invars, inputs))
                 inside |= {v: _new(program, v.aval) for v in body.jaxpr.constvars}
                 outputs = _write(program, body.jaxpr, inside)
@@ -133,6 +135,14 @@ def _write(program: Program, jaxpr: Jaxpr, known: dict[Any, int]) -> list[int]:
         programs = tuple(flatten(j) for j in inner) if name in ("scan", "while", "cond") else ()
         program.ops.append(Op(name, equation, tuple(inputs), tuple(outputs), programs))
     return [number(a) for a in jaxpr.outvars]
+
+
+def _behind_barriers(program: Program, equation: Any, inputs: list[int]) -> list[int]:
+    """What the backward pass of a checkpoint computes again from, kept apart from what it was."""
+    outputs = [_new(program, v.aval) for v in equation.invars]
+    for v, u in zip(inputs, outputs):
+        program.ops.append(Op("optimization_barrier", equation, (v,), (u,)))
+    return outputs
 
 
 def _shard_map(program: Program, equation: Any, body: Jaxpr, inputs: list[int]) -> list[int]:

@@ -37,6 +37,7 @@ CASES = {
     "dit": config(DIT),
     "scanned dit, all computed again": config(DIT | {"scan": True, "remat": True}),
     "unet": config(UNET, 32),
+    "unet, all computed again": config(UNET | {"remat": True}, 32),
 }
 SPLIT = {
     "dit, fsdp x sequence": config(DIT | {"scan": True}, fsdp=4, sequence=2, attention="ring"),
