@@ -50,7 +50,8 @@ class Kind(Protocol):
         self, config: ml_collections.ConfigDict, info: Any, sizes: Mapping[str, int] | None = None
     ) -> tuple[PyTree, Any]:
         """(weights that the loss needs and training leaves as they are, or None; what `build`
-        takes as its teacher): opened for training alone, on a mesh of these sizes."""
+        takes as its teacher): opened for training, on a mesh of these sizes; of a plan, which has
+        none, their shapes are enough."""
 
     def build(
         self, config: ml_collections.ConfigDict, info: Any, teacher: Any = None,

@@ -15,8 +15,10 @@ from jax import lax
 from jdiff.errors import UserError
 from jdiff.pytree import Array, PyTree
 
-#: Convolutions of each of the five slices; all but the first slice begin with a maximum of 2 x 2.
+#: Convolutions of each of the five slices, and their channels. All but the first slice begin with a
+#: maximum of 2 x 2 pixels.
 SLICES = (2, 2, 3, 3, 3)
+WIDTHS = (64, 128, 256, 512, 512)
 #: Images of smaller sides have no features in the last slice.
 SMALLEST = 16
 # Means and deviations of ImageNet's channels, in the units of images in [-1, 1].
@@ -46,6 +48,17 @@ def load(path: str | pathlib.Path | None = None) -> PyTree:
         for k in range(len(SLICES)):
             params[f"lin{k}"] = get(f"NetLinLayer_{k}/Conv_0/kernel")[0, 0, :, 0]
     return params
+
+
+def shapes() -> PyTree:
+    """The shapes of the parameters, for plans: nothing is read."""
+    array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    params, before = {}, 3
+    widths = [width for width, count in zip(WIDTHS, SLICES) for _ in range(count)]
+    for i, width in enumerate(widths):
+        params[f"conv{i}"] = {"kernel": array(3, 3, before, width), "bias": array(width)}
+        before = width
+    return params | {f"lin{k}": array(width) for k, width in enumerate(WIDTHS)}
 
 
 def distance(params: PyTree, images: Array, truth: Array) -> Array:

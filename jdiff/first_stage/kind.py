@@ -38,15 +38,19 @@ _SHOWN, _COLUMNS = 16, 8
 def frozen(
     config: ml_collections.ConfigDict, info: Any, sizes: Mapping[str, int] | None = None
 ) -> tuple[PyTree, None]:
-    """LPIPS' weights, a copy on every device, if config.loss.perceptual is not 0.
+    """LPIPS' weights, a copy on every device, or None if config.loss.perceptual is 0.
+
+    Of a plan (`sizes` is None) their shapes.
 
     Raises:
       UserError: they are not prepared.
     """
     if not config.loss.perceptual:
         return None, None
+    if sizes is None:
+        return lpips.shapes(), None
     weights = lpips.load()
-    if sizes is not None and jax.device_count() > 1:
+    if jax.device_count() > 1:
         whole = jax.NamedSharding(parallel.make(dict(sizes)), jax.P())
         weights = jax.device_put(weights, whole)
     return weights, None
