@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jdiff.autoencoders.base import Moments
+from jdiff.autoencoders.base import Moments, at_least_float32
 from jdiff.autoencoders.discrete import counts, perplexity
 from jdiff.autoencoders.fsq import FSQ
 from jdiff.autoencoders.kl import KL
@@ -74,7 +74,7 @@ def _drawn(apply: Apply, weights: PyTree, x: Array, key: Array, kl: float) -> Pa
     nats = divergence(moments)
     # LDM adds up the errors of pixels; here they are averaged, and so is what stands beside them.
     penalty = kl * nats / (x.shape[1] * x.shape[2] * x.shape[3])
-    return Pass(output, penalty, {"kl": nats.mean()})
+    return Pass(at_least_float32(output), penalty, {"kl": nats.mean()})
 
 
 def _quantized(apply: Apply, weights: PyTree, x: Array, key: Array, kl: float) -> Pass:
@@ -84,7 +84,7 @@ def _quantized(apply: Apply, weights: PyTree, x: Array, key: Array, kl: float) -
     output = apply.method("image")(weights, found.z)
     used = counts(found.index, apply.skeleton().codes)
     figures = {"commitment": found.penalty.mean(), "perplexity": perplexity(used)}
-    return Pass(output, found.penalty, figures)
+    return Pass(at_least_float32(output), found.penalty, figures)
 
 
 #: What config.model.name names.

@@ -124,3 +124,17 @@ def test_a_loss_sees_the_state_before_the_step_and_frozen_weights_stay(parts):
         slow = slow + 0.1 * (w - slow)
         np.testing.assert_allclose(state.params["w"], [w], rtol=1e-6)
     np.testing.assert_array_equal(state.frozen["w"], frozen["w"])
+
+
+def test_figures_of_a_loss_stand_beside_it_and_are_means_over_micro_batches():
+    optimizer = optax.sgd(0.1)
+
+    def told(params, key, batch, state):
+        return loss(params, key, batch, state), {"x": batch["x"].sum(), "one": jnp.asarray(1)}
+
+    plain, _ = step.make_step(loss, optimizer, {})(fresh(optimizer), data())
+    for parts in (1, 2):
+        state, values = step.make_step(told, optimizer, {}, parts)(fresh(optimizer), data())
+        np.testing.assert_allclose(state.params["w"], plain.params["w"], rtol=1e-5)
+        np.testing.assert_allclose(values["x"], data()["x"].sum() / parts, rtol=1e-5)
+        assert values["one"] == 1
