@@ -21,7 +21,7 @@ _TARGETS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_predict
 _NETWORKS = {
     "FluxTransformer2DModel": ("t", "even"),
     "QwenImageTransformer2DModel": ("t", "even"),
-    "ZImageTransformer2DModel": ("t", "zero"),
+    "ZImageTransformer2DModel": ("t", "even"),
 }
 
 

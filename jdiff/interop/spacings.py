@@ -134,8 +134,8 @@ class FlowGrid:
     Attributes:
       shift: a number, or `Dynamic`.
       lowest: the last time before the shift: "table" (1 / T, shifted a first time where the shift
-        is a number, as diffusers does without `sigmas`), "even" (1 / n, as FLUX's pipeline and
-        Qwen-Image's ask for) or "zero" (Z-Image's pipeline, whose last step has no length).
+        is a number, as diffusers does without `sigmas`) or "even" (1 / n, as the pipelines of FLUX,
+        Qwen-Image and Z-Image ask for).
       T: num_train_timesteps.
       terminal: where the last time is stretched to, or None.
       levels: None, or what is spaced between the ends: "karras", "exponential", "beta".
@@ -153,7 +153,7 @@ class FlowGrid:
             raise UserError(f"n={n} steps given; a grid needs at least 1.")
         fixed = not isinstance(self.shift, Dynamic)
         s = self.shift if fixed else self.shift.shift(tokens)
-        low = {"table": 1.0 / self.T, "even": 1.0 / n, "zero": 0.0}[self.lowest]
+        low = {"table": 1.0 / self.T, "even": 1.0 / n}[self.lowest]
         low = _shifted(low, s) if fixed and self.lowest == "table" else low
         times = _shifted(np.linspace(1.0, low, n), s)
         if self.terminal:

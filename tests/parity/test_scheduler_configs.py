@@ -263,12 +263,11 @@ def test_dynamic_shifting_as_the_pipelines_ask_for_it(network, lowest, kind):
     np.testing.assert_allclose(told, scale / 1000.0 * scheduler.timesteps.numpy(), rtol=1e-5)
 
 
-def test_z_images_pipeline_ends_at_zero_and_takes_a_step_less():
+def test_z_images_pipeline_shifts_even_times():
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    scheduler.sigma_min = 0.0  # as its pipeline sets it
-    scheduler.set_timesteps(N)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / N, N))  # as its pipeline asks
     sampler = from_config(json.loads(scheduler.to_json_string()), "ZImageTransformer2DModel")
-    np.testing.assert_allclose(sampler.times(N), scheduler.sigmas[:-1], rtol=1e-5)
+    np.testing.assert_allclose(sampler.times(N), scheduler.sigmas, rtol=1e-5)
 
 
 def test_where_the_docstring_says_that_diffusers_differs_it_does(monkeypatch):
