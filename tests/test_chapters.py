@@ -25,6 +25,7 @@ BLOCK = re.compile(r"```python\n(.*?)```", re.S)
         "scale.md",
         "long_sequences.md",
         "cascades.md",
+        "texts.md",
     ],
 )
 def test_the_code_of_a_chapter_runs(chapter):
