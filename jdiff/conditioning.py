@@ -5,11 +5,16 @@ condition": a number or an array that broadcasts to the entry, e.g. {"label": 10
 that `null` does not name (a low-resolution image, say) are kept.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
 from jdiff.errors import UserError, choose
 from jdiff.pytree import Array, PyTree, expand
+
+#: Where a network that learns its null holds it: `params[LEARNED]["text"]`.
+LEARNED = "null_condition"
 
 
 def with_null(cond: dict[str, PyTree], null: dict[str, PyTree]) -> dict[str, PyTree]:
@@ -24,15 +29,29 @@ def with_null(cond: dict[str, PyTree], null: dict[str, PyTree]) -> dict[str, PyT
 
 
 def drop(
-    key: Array, cond: dict[str, PyTree], null: dict[str, PyTree], rate: float
-) -> dict[str, PyTree]:
+    key: Array, cond: dict[str, PyTree], null: dict[str, PyTree],
+    rate: float | Mapping[tuple[str, ...], float],
+) -> dict[str, PyTree]:  # fmt: skip
     """`cond` with each sample's condition replaced by the null with probability `rate`.
 
     All entries that `null` names are dropped together, sample by sample (Ho and Salimans 2022).
+
+    Args:
+      rate: one for all of them; or one for each group of entries {("text", "text_mask"): 0.1}:
+        a group is dropped together, and without regard to the others.
     """
-    without = with_null(cond, null)
-    dropped = jax.random.bernoulli(key, rate, (jax.tree.leaves(cond)[0].shape[0],))
-    return jax.tree.map(lambda a, b: jnp.where(expand(dropped, a), b, a), cond, without)
+    without, size = with_null(cond, null), jax.tree.leaves(cond)[0].shape[0]
+    groups = {tuple(cond): rate} if not isinstance(rate, Mapping) else rate
+    keys = jax.random.split(key, len(groups)) if len(groups) > 1 else [key]
+    found = dict(cond)
+    for key, (names, share) in zip(keys, groups.items()):
+        dropped = jax.random.bernoulli(key, share, (size,))
+        for name in names:
+            found[name] = jax.tree.map(
+                lambda a, b, dropped=dropped: jnp.where(expand(dropped, a), b, a),
+                cond[name], without[name],
+            )  # fmt: skip
+    return found
 
 
 def _fill(name: str, value: PyTree, null: PyTree) -> PyTree:

@@ -29,10 +29,12 @@ OPEN = (
     "config.loss.distribution", "config.loss.solver", "config.loss.weighting", "config.mesh.rules",
     "config.low_res.augmentation", "config.low_res.augmentation.*", "config.optimizer.arguments",
     "config.ema", "config.ema.*", "config.sampling.solver", "config.sampling.grid",
-    "config.sampling.threshold",
+    "config.sampling.threshold", "config.loss.null_rate",
 )  # fmt: skip
-#: Fields that hold a name, a section with a `name` and its arguments, or None.
-EITHER = ("config.sampling.threshold",)
+#: Fields that hold a section or a value of these types.
+EITHER: Mapping[str, tuple[type, ...]] = {
+    "config.sampling.threshold": (str, type(None)), "config.loss.null_rate": (float, int),
+}  # fmt: skip
 
 _KINDS = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a string",
@@ -285,10 +287,10 @@ def _set(config: ConfigDict, name: str, text: str) -> None:
     if last not in section:
         section[last] = _any(text)
         return
-    if _STAGE.sub("config", name) in EITHER:
+    if kinds := EITHER.get(_STAGE.sub("config", name)):
         value = None if text in ("None", "none") else _any(text)
-        if not isinstance(value, str | dict | None):
-            raise _mismatch(name, text, section[last], str)
+        if isinstance(value, bool) or not isinstance(value, (*kinds, dict)):
+            raise _mismatch(name, text, section[last], kinds[0])
         del section[last]  # replaced, whatever it was
         section[last] = value
         return

@@ -79,6 +79,8 @@ def defaults() -> ml_collections.ConfigDict:
     """
     c = common("diffusion")
     c.model.name = "unet"  # jdiff.models.BY_NAME; sizes and classes come from the data
+    c.data.null = "zero"  # what no condition is: "zero", "empty" (the text "") or "learned"
+    c.data.autoencoder = config_dict.placeholder(str)  # of latents, where it was moved; see docs
     c.schedule = _open(name="edm")  # jdiff.schedules.BY_NAME
     c.parameterization = ml_collections.ConfigDict()
     c.parameterization.target = "edm"  # x0, eps, v, score, velocity or edm
@@ -99,7 +101,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.loss.distribution = _open(name="lognormal")  # of the training times
     c.loss.weighting = _open(name="own")  # "own": the loss's own, e.g. the network's squared error
     c.loss.coupling = _open(name="independent")  # of data and noise, jdiff.couplings.BY_NAME
-    c.loss.null_rate = 0.1  # share of conditions dropped, for classifier-free guidance
+    # Share of conditions dropped, for classifier-free guidance; or a section with one for each.
+    c.loss.null_rate = config_dict.FieldReference(0.1, field_type=object)
     c.loss.target = "params"  # which average gives a loss its targets; "params": the weights as is
     c.loss.teacher = config_dict.placeholder(str)  # a run directory; guided as its config samples
     c.loss.solver = _open(name="heun")  # of the teacher's step, in consistency_distillation

@@ -33,6 +33,7 @@ def frozen(
 
 def check_later(exp: experiment.Experiment) -> None:
     """Makes the sampler, whose errors are to come before training."""
+    exp.nulls(exp.shapes())
     experiment.sampler(exp.config, exp.denoiser(None), exp.null)
 
 

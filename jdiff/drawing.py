@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from jdiff import experiment, super_resolution
+from jdiff import experiment, latents, super_resolution
 from jdiff.pictures import Drawing
 from jdiff.pytree import Array, PyTree
-from jdiff.sampling import sample
+from jdiff.sampling import stream
 from jdiff.training.step import State
 
 _COLUMNS = 8
@@ -27,11 +27,12 @@ def drawing(
 ) -> Drawing:
     """What the pictures of a run show: samples, a row a class; of a stage, held-out images.
 
-    With config.data.conditions, a row has the conditions of one held-out image.
+    With config.data.conditions, a row has the conditions of one held-out image. Samples that are
+    latents are decoded.
 
     Raises:
       UserError: a stage whose held-out images cannot be read, or whose input in sampling is not
-        as config.sampling.aug_level says.
+        as config.sampling.aug_level says; latents whose autoencoder is not there.
     """
     level = super_resolution.level(config, exp.low_res)
     if exp.low_res is not None:
@@ -40,13 +41,13 @@ def drawing(
         cond = exp.cond(held_out(config, _HELD_OUT))
         cond = {name: jnp.repeat(array, _COLUMNS, axis=0) for name, array in cond.items()}
         num = len(next(iter(cond.values())))
-        draw = _drawer(exp, config, key, info.shape, num, cond)
+        draw = _drawer(exp, config, key, info, num, cond)
         return Drawing(draw, lambda images: images, _COLUMNS)
     classes = exp.null.get("label", 0)
     rows = min(classes, 10) or 8
     labels = jnp.repeat(jnp.arange(rows), _COLUMNS) % max(classes, 1)
     cond = {"label": labels} if classes else None
-    draw = _drawer(exp, config, key, info.shape, rows * _COLUMNS, cond)
+    draw = _drawer(exp, config, key, info, rows * _COLUMNS, cond)
     return Drawing(draw, lambda images: images, _COLUMNS)
 
 
@@ -65,7 +66,7 @@ def _of_stage(
         return np.stack([shown, made, truth], axis=1).reshape(-1, *info.shape)
 
     cond |= exp.cond(batch)
-    return Drawing(_drawer(exp, config, key, info.shape, count, cond), arranged, columns=3)
+    return Drawing(_drawer(exp, config, key, info, count, cond), arranged, columns=3)
 
 
 def held_out(config: ml_collections.ConfigDict, count: int) -> dict[str, Any]:
@@ -86,18 +87,20 @@ def held_out(config: ml_collections.ConfigDict, count: int) -> dict[str, Any]:
 
 
 def _drawer(
-    exp: experiment.Experiment, config: Any, key: Array, shape: tuple[int, ...], num: int,
-    cond: PyTree,
-) -> Callable[[State], Array]:  # fmt: skip
-    """state -> samples: the same noise and conditions each time."""
+    exp: experiment.Experiment, config: Any, key: Array, info: Any, num: int, cond: PyTree
+) -> Callable[[State], Array]:
+    """state -> samples, decoded: the same noise and conditions each time."""
+    coder = latents.decoder(info, config.data.autoencoder, exp.layout and exp.layout.whole)
 
     def draw(state: State) -> Array:
         name = config.sampling.ema
         params = state.params if name == "params" else state.averages[name]
-        denoise, solver, times = experiment.sampler(config, exp.denoiser(params), exp.null)
-        return sample(
-            key, denoise, times=times, shape=shape, num=num, cond=cond, solver=solver,
+        denoise, solver, times = experiment.sampler(config, exp.denoiser(params), exp.nulls(params))
+        parts = stream(
+            key, denoise, times=times, shape=info.shape, num=num, cond=cond, solver=solver,
             batch=config.sampling.batch, sharding=exp.layout.batch,
         )  # fmt: skip
+        size = min(config.sampling.batch, num)
+        return jnp.concatenate([latents.decoded(coder, part, size) for part in parts])
 
     return draw

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,9 +12,18 @@ import jax
 import ml_collections
 import optax
 
-from jdiff import couplings, grids, guidance, parallel, schedules, solvers, super_resolution
-from jdiff.conditioning import drop
-from jdiff.data import conditions
+from jdiff import (
+    couplings,
+    grids,
+    guidance,
+    latents,
+    parallel,
+    schedules,
+    solvers,
+    super_resolution,
+)
+from jdiff.conditioning import LEARNED, drop
+from jdiff.data import conditions, encoded
 from jdiff.defaults import defaults as defaults
 from jdiff.denoisers import Network, network
 from jdiff.errors import UserError, accepted, call, choose
@@ -54,7 +63,9 @@ class Experiment(NamedTuple):
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
     averages: dict[str, ema.Average]
-    null: dict[str, float]
+    null: dict[str, float | bool]  # `nulls` has the arrays in it
+    null_rate: Any  # as `conditioning.drop` takes it
+    empty: Mapping[str, Any]  # what became of the empty text, if config.data.null asks for it
     told: tuple[str, ...]  # entries of cond that a batch of the data holds
     layout: Layout | None
     low_res: Any  # the `cascades.LowRes` of a super-resolution stage, else None
@@ -86,6 +97,24 @@ class Experiment(NamedTuple):
         """The denoiser with these weights."""
         return network(self.apply, params, self.schedule, self.parameterization)
 
+    def nulls(self, params: PyTree) -> dict[str, Any]:
+        """What stands for no condition, for guidance and dropping: {"label": 10, "text": `[S, D]`}.
+
+        Raises:
+          UserError: the empty text's states are wanted, and are not to be found.
+        """
+        if self.config.data.null == "learned":
+            return self.null | params.get(LEARNED, {})
+        if self.config.data.null != "empty":
+            return self.null
+        for name in self.config.data.conditions:
+            if name not in self.empty:
+                raise UserError(
+                    f"config.data.null='empty': {self.config.data.name} does not hold {name!r} of "
+                    "the empty text; `jdiff encode --text` writes it. Or give 'zero' or 'learned'."
+                )
+        return self.null | {name: self.empty[name] for name in self.config.data.conditions}
+
     def cond(self, batch: dict[str, Array]) -> dict[str, Array]:
         """What the network is told of a batch of the data; floats of any precision as float32."""
         given = {name: batch[name] for name in self.told}
@@ -96,21 +125,24 @@ class Experiment(NamedTuple):
         self, params: PyTree, key: Array, batch: dict[str, Array], state: State | None = None
     ) -> Array:
         """The training loss `[B]` of a batch {"image": uint8 `[B, H, W, C]`, "label": `[B]`}
-        and what config.data.conditions names.
+        and what config.data.conditions names; of latents, {"latent", "latent_std"} (see `latents`).
 
         Of the arguments of the loss that config.loss.name names, those called as an entry of
         `given` below are given by training. `state` is the training's, for losses that make their
         own targets; `denoising` and `flow_matching` do without.
         """
         key_loss, key_drop, key_dropout = jax.random.split(key, 3)
-        x0 = to_float(batch["image"])
-        cond = self.cond(batch)
-        if self.null and self.config.loss.null_rate:
-            cond = drop(key_drop, cond, self.null, self.config.loss.null_rate)
+        if encoded.MEAN in batch:
+            x0 = latents.draw(jax.random.fold_in(key, 3), batch)
+        else:
+            x0 = to_float(batch["image"])
+        cond, null = self.cond(batch), self.nulls(params)
+        if null and self.null_rate:
+            cond = drop(key_drop, cond, null, self.null_rate)
         if self.low_res is not None:
             x0, small = self.low_res.training(jax.random.fold_in(key, 2), x0)
             cond |= small
-        given = {"dropout_key": key_dropout, "null": self.null}
+        given = {"dropout_key": key_dropout, "null": null}
         if self.coupling is not None:
             key_eps, key_pair = jax.random.split(jax.random.fold_in(key, 1))
             x0, given["eps"], cond = self.coupling(key_pair, x0, normal(key_eps, x0), cond)
@@ -147,8 +179,10 @@ def build(
     from jdiff import models
 
     schedule = call("config.schedule", schedules.BY_NAME, config.schedule)
+    told = conditions.named(config.data.conditions, info)
     null = {"label": info.num_classes} if _classes(config, info) else {}
-    null |= conditions.null(conditions.named(config.data.conditions, info))
+    null |= conditions.null(told, config.data.null)
+    latents.check(config, info)
     low_res = super_resolution.low_res(config, info)
     construct = _model(config, info, low_res)
     try:
@@ -179,6 +213,8 @@ def build(
         learning_rate=learning_rate,
         averages=ema.build(config.ema, config.train.batch_size),
         null=null,
+        null_rate=conditions.groups(config.loss.null_rate, tuple(null)),
+        empty=conditions.empty(config.data) if config.data.null == "empty" and told else {},
         told=tuple(dict.fromkeys((*null, *config.data.conditions))),
         layout=layout,
         low_res=low_res,
@@ -275,8 +311,12 @@ def prepared(info: Any, config: Any) -> Any:
     """`info` as the pipeline hands the images on: `config.data.size` is their height and width.
 
     Raises:
-      UserError: images of different sizes and no size to resize them to.
+      UserError: images of different sizes and no size to resize them to; latents of others than
+        the config asks for.
     """
+    if info.latent:
+        encoded.check(info.encoded, info.name, config.crop, config.size, config.flip)
+        return info
     if config.size is not None:
         return dataclasses.replace(info, shape=(config.size, config.size, info.shape[-1]))
     if None in info.shape:
@@ -338,6 +378,7 @@ def to_float(images: Array) -> Array:
 def _model(config: ml_collections.ConfigDict, info: Any, low_res: Any) -> Any:
     """rngs -> module, with what the data and the low-resolution input fix filled in."""
     from jdiff import models
+    from jdiff.models.null import with_null
 
     arguments = dict(config.model)
     cls = models.BY_NAME[choose("config.model.name", arguments.pop("name", None), models.BY_NAME)]
@@ -349,7 +390,8 @@ def _model(config: ml_collections.ConfigDict, info: Any, low_res: Any) -> Any:
         "num_classes": _classes(config, info),
         "image_size": info.shape[0],
     }
-    for field in conditions.named(config.data.conditions, info):
+    told = conditions.named(config.data.conditions, info)
+    for field in told:
         if field.name in _WIDTHS and field.shape:
             fixed[_WIDTHS[field.name]] = field.shape[-1]
     for name, value in fixed.items():
@@ -359,11 +401,23 @@ def _model(config: ml_collections.ConfigDict, info: Any, low_res: Any) -> Any:
             )
     arguments = super_resolution.filled(arguments, config.model.name, known, info, low_res)
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
-    return lambda rngs: cls(**arguments, rngs=rngs)
+    build = lambda rngs: cls(**arguments, rngs=rngs)
+    if config.data.null != "learned":
+        return build
+    learned = {f.name: f.shape for f in told if f.dtype != "bool"}
+    return with_null(build, learned) if learned else build
 
 
 def _classes(config: ml_collections.ConfigDict, info: Any) -> int:
-    """How many classes the model is told of: the data's, or 0 if config.model.num_classes is 0."""
+    """How many classes the model is told of: the data's, or 0 if config.model.num_classes is 0.
+
+    Of a network that takes no classes, 0.
+    """
+    from jdiff import models
+
+    network = models.BY_NAME.get(config.model.get("name"))
+    if network is not None and "num_classes" not in accepted(network):
+        return 0
     return 0 if config.model.get("num_classes", None) == 0 else (info.num_classes or 0)
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jdiff import runs
+from jdiff import latents, runs
 from jdiff.errors import UserError
 from jdiff.parallel import hosts
 
@@ -17,6 +17,8 @@ def images(
     sampling: dict[str, Any] | None = None,
 ) -> Iterator[np.ndarray]:  # fmt: skip
     """Draws `num` images, a batch at a time: uint8 `[B, H, W, C]`. Errors come at the call.
+
+    Of a run on latents they are decoded.
 
     Image i depends on the seed, i and its conditions alone, not on the batch or the mesh (but for
     the rounding of sums, which may tip a pixel by one level). They are drawn by all devices of the
@@ -41,12 +43,13 @@ def images(
         raise UserError(f"{run.workdir} enlarges images; generate.enlarged gives it some.")
     denoise, solver, times = runs.sampler(run, **(sampling or {}))
     batch = min(num, batch or run.config.sampling.batch)
+    show = lambda part: _on_host(latents.decoded(run.autoencoder, part, batch))
     sharding = run.layout and run.layout.batch
     parts = stream(
         jax.random.key(seed), denoise, times=times, shape=tuple(run.info.shape), num=num,
         cond=_cond(labels, cond), solver=solver, batch=batch, sharding=sharding,
     )  # fmt: skip
-    return map(_on_host, parts)
+    return map(show, parts)
 
 
 class Enlarged(NamedTuple):

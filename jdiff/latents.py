@@ -11,7 +11,6 @@ import numpy as np
 
 from jdiff.data import encoded
 from jdiff.errors import UserError
-from jdiff.models.functional import flatten
 from jdiff.pytree import Array
 
 
@@ -25,6 +24,22 @@ def draw(key: Array, batch: dict[str, Array]) -> Array:
     if encoded.STD not in batch:
         return mean
     return mean + batch[encoded.STD].astype("float32") * jax.random.normal(key, mean.shape)
+
+
+def check(config: Any, info: Any) -> None:
+    """That nothing is done with latents that is for pixels.
+
+    Raises:
+      UserError: it is; or an autoencoder is named for images.
+    """
+    if not info.latent:
+        if config.data.autoencoder is not None:
+            raise UserError(f"config.data.autoencoder: {info.name} holds images; give None.")
+        return
+    factor, threshold = config.low_res.factor, config.sampling.threshold
+    for name, value in {"low_res.factor": factor, "sampling.threshold": threshold}.items():
+        if value is not None:
+            raise UserError(f"config.{name}={value!r}: {info.name} holds latents; give None.")
 
 
 def open_autoencoder(where: str | pathlib.Path) -> Any:
@@ -60,6 +75,8 @@ def open_autoencoder(where: str | pathlib.Path) -> Any:
 
 def digest(autoencoder: Any) -> str:
     """SHA-256 of the weights, the shift and the scale: what the latents' numbers depend on."""
+    from jdiff.models.functional import flatten
+
     units = {"shift": autoencoder.shift, "scale": autoencoder.scale}
     leaves = sorted(flatten({"params": autoencoder.params, "units": units}))
     found = hashlib.sha256()
@@ -102,8 +119,13 @@ def decoder(info: Any, where: str | None = None, sharding: Any = None) -> Any:
     return jax.tree.map(lambda leaf: _whole(leaf, sharding), found)
 
 
-def decode(autoencoder: Any, latents: Array, rows: int) -> Array:
-    """Images of at most `rows` latents, filled up to that many: one program for all batches."""
+def decoded(autoencoder: Any, latents: Array, rows: int) -> Array:
+    """Images of at most `rows` latents, filled up to that many: one program for all batches.
+
+    Without an autoencoder, what was given: images.
+    """
+    if autoencoder is None:
+        return latents
     missing = rows - len(latents)
     if missing <= 0:
         return autoencoder.decode(latents)

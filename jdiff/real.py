@@ -12,7 +12,7 @@ import numpy as np
 
 from jdiff import runs
 from jdiff.data import pipeline, sources
-from jdiff.errors import choose
+from jdiff.errors import UserError, choose
 
 BATCH = 256
 #: Told what is being done, and of how much how much is done: tell(what, done=0, total=None).
@@ -29,10 +29,26 @@ def sides(run: runs.Run) -> tuple[str, str]:
 
 
 def source(run: runs.Run, side: str) -> sources.Source:
-    """The examples of the split called "held-out" or "training"."""
-    c = run.config.data
+    """The examples of the split called "held-out" or "training".
+
+    Of a run on latents, those of the set that was encoded, and what the network is told of them.
+
+    Raises:
+      UserError: the set that was encoded is not there, or it is of another size.
+    """
+    c, info = run.config.data, run.info
     split = {"held-out": c.test_split, "training": c.train_split}[side]
-    return sources.source(c.name, split, c.data_dir, fields=tuple(c.conditions))
+    if not info.latent:
+        return sources.source(c.name, split, c.data_dir, fields=tuple(c.conditions))
+    images = sources.source(info.encoded.source, split, c.data_dir)
+    told = sources.source(c.name, split, c.data_dir, fields=tuple(c.conditions), in_memory=False)
+    if len(images) != len(told):
+        raise UserError(
+            f"{info.encoded.source} {split} has {len(images):,} images, and {c.name}, which was "
+            f"encoded of it, {len(told):,}: it is another version of the set."
+        )
+    fields = {name: told.features[name] for name in c.conditions}
+    return Beside(images, dataclasses.replace(told, features=fields)) if fields else images
 
 
 def splits(run: runs.Run) -> dict[str, sources.Source]:
@@ -52,13 +68,14 @@ def rows(
         a patch unless given.
     """
     c = run.config.data
+    c = run.info.encoded if run.info.latent else c  # whose images were prepared so
     crop, size = ("center" if c.crop == "random" else c.crop), c.size
     if side is not None and crop == "patch":
         crop, size = "center", side
     return iter(
         pipeline.batches(
             source, batch, train=False, crop=crop, size=size, resample=c.resample,
-            threads=c.threads, shard_index=0, shard_count=1,
+            threads=run.config.data.threads, shard_index=0, shard_count=1,
         )
     )  # fmt: skip
 
@@ -151,3 +168,29 @@ class Part:
     def gather(self, indices: Iterable[int]) -> dict[str, Any]:
         """All fields of the examples at `indices`."""
         return pipeline.gather(self.source, np.asarray([int(self.picked[i]) for i in indices]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """The images of one source, and the fields of another: example i of both is the same."""
+
+    images: Any
+    fields: Any
+
+    @property
+    def info(self) -> Any:
+        """Of the images, with the other's fields."""
+        return dataclasses.replace(self.images.info, fields=self.fields.info.fields)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.images[index] | self.fields[index]
+
+    def __getitems__(self, indices: Iterable[int]) -> list[dict[str, Any]]:
+        return [self[i] for i in indices]
+
+    def gather(self, indices: Iterable[int]) -> dict[str, Any]:
+        """All fields of the examples at `indices`."""
+        return self.images.gather(indices) | self.fields.gather(indices)

@@ -1,6 +1,7 @@
 """Run directories: who they belong to, and opening one to sample from it.
 
 config.json  run.json  metrics.jsonl  tb/  checkpoints/  samples/*.png  evaluation.json  report.html
+empty.npz, if config.data.null is "empty": what the text encoder made of the empty text
 """
 
 import dataclasses
@@ -13,8 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 
-from jdiff import experiment, kinds, parallel
+from jdiff import experiment, kinds, latents, parallel
+from jdiff.conditioning import LEARNED
 from jdiff.config import EITHER, completed, differences, from_json, to_json
 from jdiff.errors import UserError, choose
 from jdiff.parallel.layout import Layout
@@ -28,7 +31,7 @@ _MAY_CHANGE = (
     "train.steps", "train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep",
     "train.peak_flops",
     "sampling.", "evaluation.", "mesh.", "compile_cache", "cache_dir",
-    "data.data_dir", "data.threads", "data.timeout",
+    "data.data_dir", "data.threads", "data.timeout", "data.autoencoder",
 )  # fmt: skip
 
 
@@ -37,30 +40,34 @@ class Run(NamedTuple):
 
     Attributes:
       denoiser: the trained denoiser, unguided.
-      null: the null condition for `guidance.cfg`, e.g. {"label": number of classes}, or {}.
+      null: the null condition for `guidance.cfg`, e.g. {"label": number of classes}, or {}; by
+        config.data.null, arrays among them.
       schedule: the denoiser's.
       info: what the data is: shape, num_classes, label_names.
       step: the checkpoint's.
       ema: which weights these are.
       layout: of the devices that hold them; None for one device.
       low_res: a super-resolution stage's `cascades.LowRes`: what its input is; else None.
+      autoencoder: of a run on latents, the `autoencoders.Autoencoder` that decodes its samples:
+        `run.autoencoder.decode(latents)`; else None.
     """
 
     workdir: pathlib.Path
     config: ml_collections.ConfigDict
     denoiser: Any
-    null: dict[str, float]
+    null: dict[str, Any]
     schedule: PyTree
     info: Any
     step: int
     ema: str
     layout: Layout | None = None
     low_res: Any = None
+    autoencoder: Any = None
 
 
 def load_run(
     workdir: str | pathlib.Path, *, ema: str | None = None, step: int | None = None,
-    mesh: Mapping[str, int] | None = None,
+    mesh: Mapping[str, int] | None = None, autoencoder: str | None = None,
 ) -> Run:  # fmt: skip
     """Opens a run directory: the trained denoiser and what belongs to it.
 
@@ -71,14 +78,18 @@ def load_run(
       mesh: devices an axis, as in config.mesh, e.g. {"fsdp": 4, "data": 2}. The config's unless
         given, if it fits the devices at hand; else what of it does. The weights are read to where
         they belong on it, and are never whole anywhere if it splits them.
+      autoencoder: of a run on latents, where their autoencoder lies now, if it was moved.
 
     Raises:
-      UserError: no run there, no such average, no complete checkpoint or a damaged one, or a mesh
-        that does not fit the devices or the network.
+      UserError: no run there, no such average, no complete checkpoint or a damaged one, a mesh
+        that does not fit the devices or the network, or an autoencoder that is not there any more
+        or is another one.
 
     >>> run = jdiff.load_run("runs/digits")
     >>> denoise = guidance.cfg(run.denoiser, scale=2.0, null=run.null)
     """
+    from jdiff.data import encoded
+
     opened = restored(workdir, ema=ema, step=step, mesh=mesh)
     exp = opened.experiment
     if not isinstance(exp, experiment.Experiment):
@@ -87,9 +98,14 @@ def load_run(
             f"{workdir} is a run of the kind {kind!r}, which makes no images from noise; "
             f"{kinds.named(kind).OPENER} opens it."
         )
+    exp = exp._replace(empty=encoded.read_empty(workdir) or exp.empty)
+    if autoencoder is not None and not opened.info.latent:
+        raise UserError(f"{workdir} is a run on images; there is no autoencoder to name.")
+    where = autoencoder or opened.config.data.autoencoder
+    coder = latents.decoder(opened.info, where, exp.layout and exp.layout.whole)
     return Run(
-        opened.workdir, opened.config, exp.denoiser(opened.params), exp.null, exp.schedule,
-        opened.info, opened.step, opened.ema, exp.layout, exp.low_res,
+        opened.workdir, opened.config, exp.denoiser(opened.params), exp.nulls(opened.params),
+        exp.schedule, opened.info, opened.step, opened.ema, exp.layout, exp.low_res, coder,
     )  # fmt: skip
 
 
@@ -177,7 +193,7 @@ def teacher(
 
     def of(weights: PyTree) -> experiment.Sampler:
         denoiser = dataclasses.replace(run.denoiser, params=weights)
-        return experiment.sampler(run.config, denoiser, run.null)
+        return experiment.sampler(run.config, denoiser, run.null | weights.get(LEARNED, {}))
 
     of(run.denoiser.params)  # its errors now: inside a training step values are not known
     return run.denoiser.params, of
@@ -211,7 +227,9 @@ def sampler(run: Run, **choices: Any) -> tuple[Any, Any, Array]:
 
     >>> denoise, solver, times = runs.sampler(run, guidance={"scale": 3.0})
     """
-    return experiment.sampler(chosen(run.config, choices), run.denoiser, run.null)
+    config = chosen(run.config, choices)
+    latents.check(config, run.info)
+    return experiment.sampler(config, run.denoiser, run.null)
 
 
 def chosen(config: ml_collections.ConfigDict, choices: dict[str, Any]) -> ml_collections.ConfigDict:
@@ -298,6 +316,15 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """
     differ = lambda: unlike(read_config(workdir), config)
     take(workdir, "config.json", to_json(config), differ, "config", "run")
+
+
+def keep_empty(workdir: pathlib.Path, empty: Mapping[str, Any]) -> None:
+    """What the empty text became, so that the run can be guided where its data are not."""
+    path = workdir / "empty.npz"
+    if empty and not path.exists():
+        with path.with_suffix(".partial").open("wb") as file:
+            np.savez(file, **empty)
+        path.with_suffix(".partial").replace(path)
 
 
 def take(

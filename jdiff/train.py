@@ -77,7 +77,11 @@ def _train(
     workdir, line = pathlib.Path(workdir), hosts.line()
     _check(config.train)
     source = patience.readable(
-        config.data.name, config.data.train_split, config.data.data_dir, config.data.conditions
+        config.data.name,
+        config.data.train_split,
+        config.data.data_dir,
+        config.data.conditions,
+        mirrored=config.data.flip,
     )
     info = experiment.prepared(source.info, config.data)
     kind = kinds.of(config)
@@ -95,6 +99,7 @@ def _train(
     pictured = kind.drawing(exp, config, key_sample, info)
     if line.first:
         runs.claim(workdir, config)
+        runs.keep_empty(workdir, getattr(exp, "empty", {}))
     cache.enable(config.compile_cache, config.cache_dir)
 
     begin, like = _beginning(exp, key_init, key_train, frozen)

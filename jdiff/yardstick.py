@@ -192,7 +192,8 @@ def told(console: Any) -> Iterator[real.Tell]:
 def _extractor(features: str, run: runs.Run, side: int | None) -> Any:
     from jdiff.evaluation.features import named
 
-    shape = tuple(run.info.shape) if side is None else (side, side, run.info.shape[-1])
+    shape = tuple(run.info.image_shape)
+    shape = shape if side is None else (side, side, shape[-1])
     try:
         return named(features, shape)
     except FileNotFoundError as error:
@@ -202,7 +203,7 @@ def _extractor(features: str, run: runs.Run, side: int | None) -> Any:
 def _classifier(run: runs.Run, train: Any, seed: int, side: int | None) -> Any:
     from jdiff.evaluation import classifier
 
-    whole = side not in (None, run.info.shape[0])  # and not the patches that the run is told of
+    whole = side not in (None, run.info.image_shape[0])  # and not patches, which training sees
     path = run.workdir / (f"classifier_{side}.safetensors" if whole else CLASSIFIER)
     parts = real.images(run, real.part(train, _TAUGHT, seed), lambda *_: None, side=side)
     images, labels = (np.concatenate(column) for column in zip(*parts))

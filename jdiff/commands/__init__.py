@@ -7,7 +7,18 @@ ground floor, and say where the results lie. Heavy imports happen inside run.
 
 from types import ModuleType
 
-from jdiff.commands import evaluate, jobs, launch, plan, prepare, report, sample, sweep, train
+from jdiff.commands import (
+    encode,
+    evaluate,
+    jobs,
+    launch,
+    plan,
+    prepare,
+    report,
+    sample,
+    sweep,
+    train,
+)
 
 #: Commands by name, in the order of the help.
 ALL: dict[str, ModuleType] = {
@@ -20,4 +31,5 @@ ALL: dict[str, ModuleType] = {
     "launch": launch,
     "jobs": jobs,
     "prepare": prepare,
+    "encode": encode,
 }

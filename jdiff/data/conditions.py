@@ -1,7 +1,11 @@
 """Further arrays of the data that a network is told: embeddings of texts, and their masks.
 
-config.data.conditions names them. The null of a float, for classifier-free guidance, is 0; a bool
-(a mask of the places that hold something) has none, and is kept.
+config.data.conditions names them, and config.data.null what stands for no condition:
+
+    "zero"     0 for a float; a bool (a mask of the places that hold something) is kept
+    "empty"    what the text encoder makes of "", its mask and its pooled vector too, as `jdiff
+               encode` kept it beside the data
+    "learned"  parameters of the network, with a mask that shows them all
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,9 +37,66 @@ def named(names: Sequence[str], info: Info) -> tuple[Field, ...]:
     return tuple(known[name] for name in names)
 
 
-def null(fields: Sequence[Field]) -> dict[str, float]:
-    """The null condition of those that have one."""
-    return {field.name: 0.0 for field in fields if field.dtype != "bool"}
+#: What config.data.null can be.
+NULLS = ("zero", "empty", "learned")
+
+
+def null(fields: Sequence[Field], kind: str = "zero") -> dict[str, float | bool]:
+    """The null condition of those that have one.
+
+    Of "empty" and "learned" the values are only places for the arrays that `Experiment.nulls` puts
+    there; the mask of a learned one is True.
+
+    Raises:
+      UserError: an unknown kind.
+    """
+    if choose("config.data.null", kind, NULLS) == "zero":
+        return {field.name: 0.0 for field in fields if field.dtype != "bool"}
+    return {field.name: True if field.dtype == "bool" else 0.0 for field in fields}
+
+
+def empty(data: Any) -> dict[str, np.ndarray]:
+    """What became of "" in the set that `data` (a config's section) names; nothing if unknown."""
+    from jdiff.data import encoded, folders
+
+    try:
+        return encoded.read_empty(folders.open_builder(data.name, data.data_dir).data_path)
+    except UserError:  # of a run whose data are not here: it has its own copy
+        return {}
+
+
+def groups(rates: float | Mapping[str, float], names: Sequence[str]) -> Any:
+    """config.loss.null_rate as `conditioning.drop` takes it.
+
+    Args:
+      rates: a number; or one for each condition. `x_mask` goes with `x`, and `pooled` with `text`
+        unless it has a rate of its own.
+      names: of the entries that have a null.
+
+    Raises:
+      UserError: a rate of something else, a condition without one, or one outside [0, 1].
+    """
+    if not isinstance(rates, Mapping):
+        return _share("config.loss.null_rate", rates)
+    for name, rate in rates.items():
+        choose("config.loss.null_rate: condition", name, names)
+        _share(f"config.loss.null_rate.{name}", rate)
+    found: dict[str, list[str]] = {name: [] for name in sorted(rates)}
+    for name in names:
+        behind = "text" if name == "pooled" else name.removesuffix("_mask")
+        leader = name if name in found else behind
+        if leader not in found:
+            raise UserError(
+                f"config.loss.null_rate has no rate for {name!r}; give 0 to keep it always."
+            )
+        found[leader].append(name)
+    return {tuple(group): float(rates[leader]) for leader, group in found.items()}
+
+
+def _share(what: str, rate: Any) -> Any:
+    if not isinstance(rate, int | float) or not 0 <= rate <= 1:
+        raise UserError(f"{what}={rate!r} given; it is a share, from 0 to 1.")
+    return rate
 
 
 def read(path: str | pathlib.Path, fields: Sequence[Field]) -> dict[str, np.ndarray]:

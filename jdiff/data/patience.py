@@ -38,7 +38,7 @@ class Unreadable(UserError):
 
 def readable(
     name: str, split: str, data_dir: str | os.PathLike | None = None, fields: Sequence[str] = (),
-    in_memory: bool | None = None,
+    *, mirrored: bool = False, in_memory: bool | None = None,
 ) -> "Noted":  # fmt: skip
     """`sources.source`, as a source that knows who reads what.
 
@@ -47,7 +47,8 @@ def readable(
       UserError: as `sources.source`.
     """
     try:
-        return Noted(source(name, split, data_dir, fields=fields, in_memory=in_memory))
+        found = source(name, split, data_dir, fields=fields, mirrored=mirrored, in_memory=in_memory)
+        return Noted(found)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise Unreadable(

@@ -51,22 +51,24 @@ def info(
     return prepared(Info(name, "train", known, number, (), 0, *fields), config.data)
 
 
-def _prepared(name: str, data: Any) -> tuple[tuple, int, tuple]:
+def _prepared(name: str, data: Any) -> tuple[tuple, int, tuple, Any]:
     """What the folder of a prepared set says of `config.data`, without opening its records."""
     import tensorflow_datasets as tfds
 
-    from jdiff.data import folders, sources
+    from jdiff.data import encoded, folders, sources
 
     try:
-        features = folders.open_builder(name, data.data_dir).info.features
+        builder = folders.open_builder(name, data.data_dir)
+        features, origin = builder.info.features, encoded.read(builder.data_path)
     except UserError as error:
         raise UserError(
             f"{error} To plan without it, say what its images are: --shape=64,64,3 --classes=1000."
         ) from None
-    image = sources.main(features, "image", tfds.features.Image)
+    try:
+        _, shape = sources.pictured(features, origin, name)
+    except UserError as error:
+        raise UserError(f"{error}; say --shape=H,W,C.") from None
     label = sources.main(features, "label", tfds.features.ClassLabel)
-    if image is None:
-        raise UserError(f"data set {name!r} has no image; say --shape=H,W,C.")
     number = 0 if label is None else features[label].num_classes
     known = [name for name in data.conditions if name in features]  # of others the experiment tells
-    return tuple(features[image].shape), number, sources.arrays(features, known, name)
+    return shape, number, sources.arrays(features, known, name), origin

@@ -101,6 +101,9 @@ def arguments(exp: Any, info: Any, frozen: PyTree = None) -> tuple[steps.State, 
     state = abstract_state(exp.shapes(), exp.optimizer, exp.averages, frozen)
     rows = exp.config.train.batch_size
     batch = {"image": jax.ShapeDtypeStruct((rows, *info.shape), jnp.uint8)}
+    if info.latent:
+        latent = jax.ShapeDtypeStruct((rows, *info.shape), jnp.float32)
+        batch = dict.fromkeys(info.encoded.latents(mirrored=False), latent)
     if info.num_classes:
         batch["label"] = jax.ShapeDtypeStruct((rows,), jnp.int32)
     for field in info.fields:

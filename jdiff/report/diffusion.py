@@ -8,7 +8,9 @@ from jdiff.report.words import Words
 
 def page(facts: Facts) -> Words:
     """The words of a denoiser's run, or of a super-resolution stage's."""
-    config, classes = facts.config_of, facts.run.get("data", {}).get("num_classes")
+    config, data = facts.config_of, facts.run.get("data", {})
+    classes = data.get("num_classes")
+    latent = bool((data.get("encoded") or {}).get("autoencoder"))
     enlarges = config.get("low_res.factor") is not None
     same = (
         "held-out images: input enlarged, sample, truth; the same noise at every step"
@@ -18,12 +20,12 @@ def page(facts: Facts) -> Words:
     return Words(
         parts=(config.get("model.name"), config.get("schedule.name")),
         same=same,
-        python=_enlarge(name) if enlarges else _sample(name, classes),
+        python=_enlarge(name) if enlarges else _sample(name, classes, latent),
         commands=(("draw samples", "sample"),),
     )
 
 
-def _sample(workdir: str, classes: int | None) -> str:
+def _sample(workdir: str, classes: int | None, latent: bool) -> str:
     guided = ', guidance={"scale": 2.0}' if classes else ""
     cond = f',\n           cond={{"label": jax.numpy.arange(64) % {classes}}}' if classes else ""
     return (
@@ -33,6 +35,7 @@ def _sample(workdir: str, classes: int | None) -> str:
         f"denoise, solver, times = runs.sampler(run{guided})\n"
         "x = sample(jax.random.key(0), denoise, solver=solver, times=times,\n"
         f"           shape=run.info.shape, num=64{cond})"
+        + ("\nimages = run.autoencoder.decode(x)" if latent else "")
     )
 
 
