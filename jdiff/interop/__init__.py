@@ -9,7 +9,7 @@ of networks), schedulers (their configs as our schedules, grids and solvers), pi
 """
 
 from jdiff.interop.folder import load, save
-from jdiff.interop.latents import autoencoder
+from jdiff.interop.latents import autoencoder, autoencoder_component
 from jdiff.interop.loading import (
     Component,
     component,
@@ -27,6 +27,7 @@ __all__ = [
     "Pipeline",
     "Sampler",
     "autoencoder",
+    "autoencoder_component",
     "component",
     "load",
     "load_component",

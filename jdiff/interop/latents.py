@@ -1,15 +1,18 @@
-"""`interop.autoencoder`: an autoencoder's folder as an `Autoencoder`, in the units of its config."""
+"""An autoencoder's folder as an `Autoencoder`, in the units that its config tells; and back."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from jdiff.autoencoders import Autoencoder
 from jdiff.autoencoders import autoencoder as made
 from jdiff.errors import UserError
-from jdiff.interop.loading import Component, load_component
+from jdiff.interop import loading
+from jdiff.interop.loading import Component
 
 #: scaling_factor of the classes' configs that do not say.
 SCALING: Mapping[str, float] = {"AutoencoderKL": 0.18215}
@@ -36,13 +39,36 @@ def autoencoder(source: str | pathlib.Path | Component, **options: Any) -> Autoe
         folder = pathlib.Path(source)
         if (folder / "model_index.json").is_file() and (folder / "vae").is_dir():
             folder = folder / "vae"
-        component = load_component(folder, **options)
+        component = loading.load_component(folder, **options)
     elif options:
         raise UserError(f"autoencoder: {', '.join(options)} must be given when it is opened.")
     if not (hasattr(component.model, "encode") and hasattr(component.model, "decode")):
         raise UserError(f"autoencoder: {component.family.cls} is no autoencoder.")
     shift, scale = units(component.config, component.family.cls)
     return made(component.apply, component.params, shift=shift, scale=scale)
+
+
+def autoencoder_component(family: str, coder: Autoencoder, **fields: Any) -> Component:
+    """The component of an autoencoder of one's own, to save it: its config tells the units too.
+
+    Args:
+      family: its class in checkpoints, e.g. "AutoencoderKL".
+      coder: the autoencoder.
+      **fields: of its network.
+
+    Raises:
+      UserError: weights that are not those of the family with these fields.
+
+    >>> interop.save(interop.autoencoder_component("AutoencoderKL", coder, **kl_sd()), "mine/vae")
+    """
+    component = loading.component(family, coder.params, **fields)
+    shift, scale = np.asarray(coder.shift), np.asarray(coder.scale)
+    if shift.ndim or scale.ndim:  # latents_mean and latents_std have an entry a channel
+        mean, std = (np.broadcast_to(a, (coder.channels,)).tolist() for a in (shift, 1 / scale))
+        told = {"latents_mean": mean, "latents_std": std, "scaling_factor": 1.0}
+    else:
+        told = {"scaling_factor": float(scale), "shift_factor": float(shift)}
+    return dataclasses.replace(component, config=dict(component.config) | told)
 
 
 def units(config: Mapping[str, Any], cls: str = "") -> tuple[Any, Any]:
