@@ -291,13 +291,15 @@ class _Watch:
             self.rate = (step - self._counted) * self.speed.batch_size / max(seconds, 1e-9)
             mean = lambda name: float(sum(v[name] for v in values) / len(values))
             self.loss = mean("loss")
-            figures = [name for name in values[0] if name != "bad_step"]  # and those of the loss
+            figures = values[0].keys() - {"loss", "grad_norm", "bad_step"}  # of the loss's own
             self._metrics.write(
                 step,
                 {
-                    **{name: mean(name) for name in figures},
+                    "loss": self.loss,
+                    "grad_norm": mean("grad_norm"),
                     "learning_rate": float(self._exp.learning_rate(step - 1)),
                     **self.speed.of(self.rate),
+                    **{name: mean(name) for name in sorted(figures)},
                 },
             )
             self._write_spent(step, spent)

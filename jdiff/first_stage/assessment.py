@@ -122,8 +122,8 @@ class _Collected:
         """Takes uint8 images in, and gives their reconstructions."""
         count = len(images)
         padded = np.concatenate([images, np.repeat(images[-1:], self.batch - count, 0)])
-        made, found, index = _measured(self._coder, self._lpips, padded)
-        made = np.asarray(made)[:count]
+        made, found, index = hosts.fetched(_measured(self._coder, self._lpips, padded))
+        made = made[:count]
         found |= {"psnr": pairs.psnr(made, images), "ssim": pairs.ssim(made, images)}
         for name, values in found.items():
             self._parts.setdefault(name, []).append(np.asarray(values)[:count])

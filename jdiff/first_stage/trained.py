@@ -104,7 +104,7 @@ def _scale(run: Run) -> float:
     source = real.part(real.source(run, "training"), IMAGES, seed=0)
     encode = jax.jit(moments)
     rows = real.rows(run, source, batch=run.config.sampling.batch)
-    deviation = spread(encode(run.coder, row["image"]) for row in rows)
+    deviation = spread(hosts.fetched(encode(run.coder, row["image"])) for row in rows)
     if not np.isfinite(deviation) or deviation <= 0:
         raise UserError(
             f"{run.workdir}: the latents of step {run.step} have standard deviation {deviation}; "

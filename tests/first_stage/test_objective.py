@@ -99,6 +99,20 @@ def test_the_gradients_are_those_of_the_losses_one_by_one(game, pixels):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-9, 1e-12), grads, wanted)
 
 
+def test_a_step_goes_through_the_autoencoder_once_and_judges_each_batch_once():
+    """Traced: forwards; what goes back is the transpose of that."""
+    called = []
+    once = lambda name, f: lambda *args: (called.append(name), f(*args))[1]
+    o, params, x, frozen = parts()
+    o = o._replace(through=once("autoencoder", through), judge=once("discriminator", judge))
+    o = o._replace(lpips=once("lpips", lpips), start=0)
+    loss = lambda p: objective.loss(o, p, KEY, x, jnp.asarray(0), frozen)[0].mean()
+    jax.make_jaxpr(jax.grad(loss))(params)
+    assert called.count("autoencoder") == 1 == called.count("lpips")
+    # The waiting branch is shaped like the round, which traces the judge once more for nothing.
+    assert called.count("discriminator") == 4
+
+
 def test_neither_player_moves_the_other():
     """The autoencoder's part is linear in the game's weight; the discriminator's knows nothing of
     it, and what it would have the images be moves no weight of the autoencoder."""
