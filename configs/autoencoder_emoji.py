@@ -66,7 +66,7 @@ def get_config(words: str = "64,f4,kl") -> ml_collections.ConfigDict:
         c.optimizer.warmup = 20
         c.discriminator.update({"channels": 16, "layers": 2})
         c.train.update(
-            {"batch_size": 16, "steps": 400, "log_every": 20, "sample_every": 100,
+            {"batch_size": 8, "steps": 400, "log_every": 20, "sample_every": 100,
              "checkpoint_every": 200}
         )  # fmt: skip
         c.loss.start = 200
