@@ -1,4 +1,4 @@
-"""The command line: `jdiff train | sample | evaluate | report | plan | sweep | launch | prepare`.
+"""The command line: `jdiff train | sample | generate | evaluate | report | ...`.
 
 This module reads the words and picks the command; the work is in jdiff/commands, which import what
 they need only when they run, so that help and mistakes answer at once.
@@ -25,6 +25,7 @@ EPILOG = """\
 examples:
   jdiff train --config=configs/digits.py --workdir=runs/digits
   jdiff sample --workdir=runs/digits --labels=0-9 --guidance_scale=2 --out=digits.png
+  jdiff generate "a red fox" --model=stable-diffusion-v1-5 --out=fox.png
   jdiff evaluate --workdir=runs/digits --num=2000
   jdiff report --workdir=runs/digits
   jdiff train --config=configs/cdm_digits.py --workdir=runs/cdm    # a cascade: sample takes it too

@@ -10,6 +10,7 @@ from types import ModuleType
 from jdiff.commands import (
     encode,
     evaluate,
+    generate_text,
     jobs,
     launch,
     plan,
@@ -24,6 +25,7 @@ from jdiff.commands import (
 ALL: dict[str, ModuleType] = {
     "train": train,
     "sample": sample,
+    "generate": generate_text,
     "evaluate": evaluate,
     "report": report,
     "plan": plan,
