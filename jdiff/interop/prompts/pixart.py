@@ -8,8 +8,10 @@ from jdiff.interop.prompts.base import Entries, Parts, Prompts, full
 class PixArt(Prompts):
     """PixArtAlphaPipeline and PixArtSigmaPipeline.
 
-    Texts are put in lower case and stripped, as in training. An image is drawn at the size asked
-    for; diffusers draws the nearest size of its training (use_resolution_binning) and resizes that.
+    Texts are put in lower case and stripped, as in training. Two defaults of diffusers are not
+    followed. Where BeautifulSoup and ftfy are installed it also cleans captions (clean_caption: no
+    addresses, no Chinese characters, ...). And it draws the nearest size of the training
+    (use_resolution_binning) and resizes that to the size asked for, which is drawn itself here.
     """
 
     classes = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
