@@ -47,7 +47,7 @@ class Wanted:
       dtype: of the latents in the folder, see `DTYPES`.
       text: "minilm" or the folder of a text encoder; None: no texts are encoded.
       tokenizer: its folder, where it is not beside the encoder's.
-      length: tokens of a text; the tokenizer's own unless given.
+      length: tokens of a text; as many as the longest has, rounded up to 8, unless given.
       caption: the field of the texts; "caption" unless given.
       splits: those to encode; all unless given.
       batch: images at a time.
@@ -250,28 +250,38 @@ def open_encoder(wanted: Wanted, original: Original) -> Encoder:
 
         texts = [k for k, f in original.kept.items() if type(f) is tfds.features.Text]
         caption = choose(f"--caption: texts of {wanted.data}", wanted.caption or "caption", texts)
-        reader = open_reader(wanted.text, wanted.tokenizer, wanted.length, wanted.batch)
+        reader = open_reader(wanted.text, wanted.tokenizer).replace(batch=wanted.batch)
+        length = wanted.length or _longest(reader, wanted, caption, tuple(original.splits))
+        reader = reader.replace(length=length)
     return Encoder(coder, reader, wanted.batch, wanted.dtype, caption=caption)
 
 
-def open_reader(
-    text: str, tokenizer: str | None = None, length: int | None = None, batch: int = 64
-) -> Any:
+def open_reader(text: str, tokenizer: str | None = None) -> Any:
     """The `TextEncoder` that --text names.
 
     Raises:
-      UserError: it cannot be opened, or it has no places for so many tokens.
+      UserError: it cannot be opened.
     """
     if text == "minilm":
         from jdiff import texts
 
-        reader = texts.minilm()
-    else:
-        from jdiff import interop
+        return texts.minilm()
+    from jdiff import interop
 
-        options = {} if tokenizer is None else {"tokenizer": tokenizer}
-        reader = interop.text_encoder(text, **options)
-    return reader.replace(batch=batch, length=reader.length if length is None else length)
+    options = {} if tokenizer is None else {"tokenizer": tokenizer}
+    return interop.text_encoder(text, **options)
+
+
+def _longest(reader: Any, wanted: Wanted, caption: str, splits: Sequence[str]) -> int:
+    """Tokens of the longest text, rounded up to 8, at most as many as the encoder reads."""
+    ends, most = reader.length - reader.tokenizer.room(reader.length), 1
+    for split in splits:
+        rows = sources.source(wanted.data, split, wanted.data_dir, in_memory=False)
+        rows = dataclasses.replace(rows, features={caption: caption})  # and no images
+        for start in range(0, len(rows), 1000):
+            found = rows.gather(range(start, min(start + 1000, len(rows))))[caption]
+            most = max(most, *(len(one.ids) for one in reader.tokenizer.pieces(list(found))))
+    return min(reader.length, -(-(most + ends) // 8) * 8)
 
 
 def described(

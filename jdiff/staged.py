@@ -305,6 +305,8 @@ def _size(
     Raises:
       UserError: a base with a low-resolution input, a later stage without.
     """
+    if info.latent:
+        raise UserError(f"{info.name} holds latents; the stages of a cascade make images.")
     if (low_res is None) != (before is None):
         first = "the base of a cascade has no low-resolution input; give None"
         later = "a stage above the base has a low-resolution input; give e.g. 2"

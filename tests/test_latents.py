@@ -20,7 +20,7 @@ from jdiff.losses.denoising import denoising
 from jdiff.sampling import sample
 from jdiff.training import step as steps
 
-BATCH = 7
+BATCH, DRAWN = 7, 4  # drawn at a time everywhere: one program
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def config(root, **data):
     c.data.conditions = ("text", "text_mask", "pooled")
     c.ema = {"ema": {"kind": "constant", "decay": 0.5}}
     c.sampling.grid.steps = 2
-    c.sampling.batch = 16
+    c.sampling.batch = DRAWN
     c.sampling.guidance.scale = 1.5
     c.evaluation.num = 12
     c.train.update({"batch_size": 8, "steps": 2, "sample_every": 2, "checkpoint_every": 2})
@@ -66,11 +66,18 @@ def coder_of(source):
     return latents.open_autoencoder(source.info.encoded.autoencoder)
 
 
+def linear(params, x, t, cond, key=None):
+    """A network that is told the label."""
+    label = params["label"][cond["label"]][:, None, None, :]
+    return x @ params["x"] + label * t[:, None, None, None]
+
+
 def test_training_on_cached_latents_is_training_on_latents_encoded_on_the_fly(root):
     c = config(root)
     c.data.conditions = ()
     c.model = {"name": "dit", "width": 8, "depth": 1, "heads": 1}
     exp, source = built(c)
+    exp = exp._replace(apply=linear)
     images = sources.source("pics", "train", root, progress=lambda _: None)
     coder = coder_of(source)
 
@@ -86,7 +93,7 @@ def test_training_on_cached_latents_is_training_on_latents_encoded_on_the_fly(ro
         return denoising(key_loss, exp.denoiser(params), x0, cond, distribution=distribution)
 
     states = {}
-    params = exp.init(jax.random.key(0))
+    params = {"x": jnp.eye(3), "label": jnp.ones((4, 3))}
     for name, loss, feed in (
         ("cached", exp.loss, source),
         ("on the fly", on_the_fly, images),
@@ -143,12 +150,12 @@ def test_samples_are_decoded(trained):
     assert run.info.shape == (4, 4, 3) and run.autoencoder.factor == 2
     cond = {f.name: np.asarray(jnp.ones((5, *f.shape), f.dtype)) for f in run.info.fields}
     cond = {k: v if v.dtype == bool else v.astype(np.float32) for k, v in cond.items()}
-    images = np.concatenate([*generate.images(run, num=5, cond=cond, batch=4)])
+    images = np.concatenate([*generate.images(run, num=5, cond=cond)])
     assert images.shape == (5, 8, 8, 3) and images.dtype == np.uint8
     denoise, solver, times = runs.sampler(run)
     z = sample(
         jax.random.key(0), denoise, shape=run.info.shape, num=5, cond=cond, solver=solver,
-        times=times,
+        times=times, batch=DRAWN, sharding=run.layout and run.layout.batch,
     )  # fmt: skip
     expected = np.asarray(to_uint8(run.autoencoder.decode(z)))
     assert np.abs(images.astype(int) - expected).max() <= 1

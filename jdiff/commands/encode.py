@@ -99,8 +99,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     texts.add_argument(
         "--length", type=whole(1), metavar="S",
-        help="tokens of a text, which longer ones are cut to (default: the tokenizer's); an "
-        "example takes 2 S D bytes",
+        help="tokens of a text, which longer ones are cut to (default: as many as the longest "
+        "has, rounded up to 8); an example takes 2 S D bytes",
     )  # fmt: skip
     how = parser.add_argument_group("how")
     how.add_argument(

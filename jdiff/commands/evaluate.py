@@ -15,6 +15,9 @@ Each figure stands between that of the other real split (as good as real images 
 distance) and that of noise (the ceiling). The result is written to evaluation.json in the run
 directory, and `jdiff report` shows it.
 
+The run of an autoencoder reconstructs held-out images: distances between the sets (rFID with
+--features=inception), PSNR, SSIM, LPIPS after `jdiff prepare lpips`, and the use of its codes.
+
 The run of a super-resolution stage is given real images made smaller (true input); PSNR and SSIM
 against the truth are measured too, on held-out images. Of a cascade's folder, every stage is
 measured twice, from true input and from what the stages before it generate; the gap is the
@@ -81,7 +84,8 @@ def _run(args: argparse.Namespace, console: Any) -> int:
     chosen = choices(args, config)
     metrics = args.metrics and cascades.named(args.metrics)
     kind = kinds.of(config)
-    opened = kind.open(args.workdir, ema=args.ema, step=args.step, mesh=args.mesh)
+    moved = {} if args.autoencoder is None else {"autoencoder": args.autoencoder}
+    opened = kind.open(args.workdir, ema=args.ema, step=args.step, mesh=args.mesh, **moved)
     if args.scorer is not None:
         opened = _scored(opened, args.scorer)
     figures = kind.assess(

@@ -26,6 +26,7 @@ GRIDS = (
 )
 # The options of add_sampling that say how a denoiser samples.
 _SAMPLER = (
+    "autoencoder",
     "solver", "solver_args", "steps", "grid", "grid_args", "guidance_scale", "interval", "rescale",
     "threshold", "threshold_args", "aug_level", "truncate",
 )  # fmt: skip
@@ -55,6 +56,11 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--mesh", type=mesh, metavar="A=N,...",
         help="over how many devices what is split, e.g. fsdp=4,data=2; -1 for what the others "
         "leave (default: the config's, config.mesh, as far as the devices at hand allow)",
+    )  # fmt: skip
+    weights.add_argument(
+        "--autoencoder", metavar="DIR",
+        help="of a run on latents: where their autoencoder lies now, if it was moved since "
+        "`jdiff encode`",
     )  # fmt: skip
     sampler = parser.add_argument_group(
         "sampler", "What is not given is as in the config of the run (config.sampling)."

@@ -103,7 +103,9 @@ def _run(args: argparse.Namespace, console: Any) -> int:
     npz = output(args.npz, "--npz", ".npz") if args.npz else None
     chosen = options.choices(args, config)
 
-    opened = runs.load_run(args.workdir, ema=args.ema, step=args.step, mesh=args.mesh)
+    opened = runs.load_run(
+        args.workdir, ema=args.ema, step=args.step, mesh=args.mesh, autoencoder=args.autoencoder
+    )
     if opened.low_res is not None:
         return cascades.enlarge(args, opened, chosen, out, npz, console)
     classes, names = opened.null.get("label", 0), opened.info.label_names
