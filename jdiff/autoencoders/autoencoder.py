@@ -125,7 +125,8 @@ class Autoencoder:
         Raises:
           UserError: sizes that do not fit the factor, or an overlap of more than half a tile.
         """
-        made = tiles.tile(size, overlap, self.factor)
+        blend = getattr(self.apply.skeleton(), "blend", "in_turn")
+        made = tiles.tile(size, overlap, self.factor, blend)
         return dataclasses.replace(self, tile=made, rows=self.rows or 1)
 
     def sliced(self, rows: int | None = 1) -> "Autoencoder":

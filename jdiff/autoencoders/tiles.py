@@ -9,7 +9,7 @@ normalisations and attention see all of it.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,13 +24,17 @@ View = Callable[[Array], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """How an image is cut: square tiles of `size` pixels whose neighbours share `overlap`."""
+    """How an image is cut: square tiles of `size` pixels whose neighbours share `overlap`.
+
+    They are put together by `blend`, a name in `BLENDS`.
+    """
 
     size: int
     overlap: int
+    blend: str = "in_turn"
 
 
-def tile(size: int, overlap: int | None, factor: int) -> Tile:
+def tile(size: int, overlap: int | None, factor: int, blend: str = "in_turn") -> Tile:
     """A checked `Tile` of an autoencoder with that factor; the overlap is a quarter if not given.
 
     Raises:
@@ -50,7 +54,7 @@ def tile(size: int, overlap: int | None, factor: int) -> Tile:
             f"tiled: overlap={overlap} is more than half of size={size}; at most "
             f"{size // 2 // factor * factor}."
         )
-    return Tile(size, overlap)
+    return Tile(size, overlap, blend)
 
 
 class _Span(NamedTuple):
@@ -107,6 +111,7 @@ def through(
     """
     grid = [side // cut for side in x.shape[1:3]]
     size, overlap = tile.size // factor, tile.overlap // factor
+    blend = functools.partial(BLENDS[tile.blend], overlap=overlap * put)
     split, join = _batch(x.shape[0], rows)
     x = split(x)
     some = (x.shape[0], size * cut, size * cut, x.shape[4])
@@ -115,9 +120,9 @@ def through(
         jax.eval_shape(fn, jax.ShapeDtypeStruct(some, x.dtype)),
     )
 
-    def one(shape: tuple[int, int], go: Array, canvas: PyTree, tile: Array) -> tuple[PyTree, None]:
-        (row, *vertical), (column, *horizontal) = tile
-        weight = _weight(*(n * put for n in shape), *(put * n for n in vertical + horizontal))
+    def one(shape: tuple[int, int], go: Array, canvas: PyTree, span: Array) -> tuple[PyTree, None]:
+        (row, *vertical), (column, *horizontal) = span
+        weight = blend(*(n * put for n in shape), *(put * n for n in vertical + horizontal))
         piece = (x.shape[0], 1, shape[0] * cut, shape[1] * cut, x.shape[4])
         results = fn(jax.lax.dynamic_slice(x, (0, go, row * cut, column * cut, 0), piece)[:, 0])
 
@@ -142,27 +147,58 @@ def through(
     return jax.tree.map(join, canvas)
 
 
-def _weight(
-    height: int, width: int, above: Array, below: Array, left: Array, right: Array
+def in_turn(
+    height: int, width: int, above: Array, below: Array, left: Array, right: Array, *, overlap: int
 ) -> Array:
-    """The share [height, width] of a tile in the whole; the others' make up one.
+    """The share [height, width] of a tile in the whole, as in diffusers; the others' make up one.
 
-    It is that of diffusers: a result is blended with the finished one above it, then with the
-    finished one on its left. The one above was itself blended with its left neighbour by then, so
-    where four tiles meet the upper two share by the square of the horizontal ramp.
+    A result is blended with the finished one above it, then with the finished one on its left. The
+    one above was itself blended with its left neighbour by then, so where four tiles meet the upper
+    two share by the square of the horizontal ramp.
+
+    Args:
+      height, width: of the tile.
+      above, below, left, right: how many places it shares with the neighbour on that side.
+      overlap: those that whole tiles share.
     """
-    rise, fall = _ramps(height, above, below)
+    rise, fall = _ramps(height, above, below, jnp.maximum(above, 1), jnp.maximum(below, 1))
     vertical = (rise * (1 - fall))[:, None]
     upper = jnp.arange(height)[:, None] >= height - below
-    rise, fall = _ramps(width, left, right)
+    rise, fall = _ramps(width, left, right, jnp.maximum(left, 1), jnp.maximum(right, 1))
     return vertical * jnp.where(upper, rise**2 * (1 - fall**2), rise * (1 - fall))
 
 
-def _ramps(length: int, before: Array, after: Array) -> tuple[Array, Array]:
-    """From 0 towards 1 over the first `before` places, then 1; 0, then that over the last."""
+def covering(
+    height: int, width: int, above: Array, below: Array, left: Array, right: Array, *, overlap: int
+) -> Array:
+    """The share of a tile as in diffusers' AutoencoderTiny; arguments as of `in_turn`.
+
+    Each tile covers those before it with a mask, the product of two ramps that reach one at the
+    last place that is shared. Its share is its mask times what the four after it leave.
+    """
+    reach = max(1, overlap - 1)
+    rise, fall = _ramps(height, above, below, reach, reach)
+    top, bottom = rise[:, None], fall[:, None]
+    start, end = _ramps(width, left, right, reach, reach)
+    shared = jnp.arange(width) < left  # also with the tile below the one on the left
+    share = top * start * (1 - top * end)
+    return share * (1 - bottom * shared) * (1 - bottom * start) * (1 - bottom * end)
+
+
+#: How tiles are put together, by name: a network's attribute `blend`.
+BLENDS: Mapping[str, Callable[..., Array]] = {"in_turn": in_turn, "covering": covering}
+
+
+def _ramps(
+    length: int, before: Array, after: Array, up: Array | int, down: Array | int
+) -> tuple[Array, Array]:
+    """A tile's rise over what it shares with the one before, and the next one's over its end.
+
+    By 1 / up and 1 / down a place; 1 and 0 elsewhere.
+    """
     place = jnp.arange(length, dtype=float)
-    rise = jnp.where(place < before, place / jnp.maximum(before, 1), 1.0)
-    return rise, jnp.maximum(place - (length - after), 0.0) / jnp.maximum(after, 1)
+    rise = jnp.where(place < before, jnp.minimum(place / up, 1.0), 1.0)
+    return rise, jnp.clip((place - (length - after)) / down, 0.0, 1.0)
 
 
 def by_rows(fn: Callable[[Array], PyTree], x: Array, rows: int) -> PyTree:

@@ -55,10 +55,13 @@ class Tiny(Module):
 
     Attributes:
       factor: 2^(levels - 1) pixels of a side are one latent's.
+      blend: how its tiles are put together, see `tiles`.
 
     Raises:
       ValueError: an encoder and a decoder with different numbers of levels.
     """
+
+    blend = "covering"
 
     def __init__(
         self,

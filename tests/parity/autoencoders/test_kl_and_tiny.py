@@ -95,7 +95,8 @@ def test_what_is_saved_is_what_was_read_and_opens_there(pair):
 
 
 def test_tiles_are_cut_and_blended_as_theirs(tmp_path):
-    theirs = randomise(diffusers.AutoencoderKL(**CONFIGS["sd"][1]), std=0.3)
+    plain = {"block_out_channels": (2, 4), "mid_block_add_attention": False}
+    theirs = randomise(diffusers.AutoencoderKL(**(TYPES | plain)), std=0.3)
     theirs.save_pretrained(tmp_path)
     theirs.enable_tiling()
     theirs.tile_sample_min_size, theirs.tile_latent_min_size = 8, 4
@@ -109,6 +110,23 @@ def test_tiles_are_cut_and_blended_as_theirs(tmp_path):
     mean, std = (a / theirs.config.scaling_factor for a in coder.moments(x))
     assert distance(mean, channels_last(given.mean)) < 1e-4
     assert distance(std, channels_last(given.std)) < 1e-4
+
+
+def test_tiles_of_tiny_cover_each_other_as_theirs(tmp_path):
+    blocks = {"num_encoder_blocks": (0, 0, 0, 1), "num_decoder_blocks": (1, 0, 0, 0)}
+    widths = dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), (4,) * 4)
+    theirs = randomise(diffusers.AutoencoderTiny(**blocks, **widths), std=0.3)
+    theirs.save_pretrained(tmp_path)
+    theirs.enable_tiling()
+    theirs.tile_sample_min_size, theirs.tile_latent_min_size = 48, 6
+    theirs.tile_overlap_factor = 0.5
+    coder = interop.autoencoder(tmp_path).tiled(48, 24)
+    # Down: whole tiles and one that is cut; across: one that is shorter than the overlap.
+    x = 0.5 * images(1, 96, 40, 3)
+    z = theirs.encode(channels_first(x)).latents
+    assert distance(coder.encode(x), channels_last(z)) < 1e-4
+    pictures = theirs.decode(z).sample
+    assert distance(coder.decode(channels_last(z)), channels_last(pictures)) < 1e-4
 
 
 def test_names_of_the_first_files_open_too(tmp_path):
