@@ -13,8 +13,9 @@ from jdiff.errors import told
 
 SUMMARY = "train the model of a config file, evaluate it and write its report"
 DESCRIPTION = """\
-Trains the experiment that a config file describes. When it is done, the model is evaluated and
-WORKDIR/report.html is written.
+Trains the experiment that a config file describes: a denoiser, or what else config.kind says, such
+as an autoencoder (docs/latent.md). When it is done, the model is evaluated and WORKDIR/report.html
+is written.
 
 Any field of the config can be overridden: --config.train.batch_size=64, --config.data.flip,
 --noconfig.data.flip, --config.model.multipliers=1,2,2, --config.optimizer.clip=None, or a whole
@@ -37,6 +38,7 @@ examples:
       --config.train.steps=500
   jdiff train --config=configs/digits_dit_flow.py --workdir=runs/flow --no-evaluate
   jdiff train --config=configs/digits.py --workdir=runs/digits --profile=101:10
+  jdiff train --config=configs/autoencoder_emoji.py:small --workdir=runs/autoencoder
   jdiff train --config=configs/cdm_digits.py --workdir=runs/cdm
   jdiff train --config=configs/cdm_digits.py --workdir=runs/cdm --config.stage=1 \
       --config.stages.1.train.steps=4000

@@ -93,11 +93,10 @@ def loss(
     gradient, (distance, figures) = jax.grad(near, has_aux=True)(fixed(output))
     terms = found.penalty.mean()
     if o.game is not None:
-        played, ratio = _game(o, fixed(params["discriminator"]), x, fixed(output), step)
-        ratio_of = lambda: adversary.adaptive_weight(
-            *map(_only(pull), (gradient, played.by_images))
-        )
-        weight = fixed(jnp.where(ratio, o.adversarial * ratio_of(), 0.0))
+        played, begun = _game(o, fixed(params["discriminator"]), x, fixed(output), step)
+        by_kernel = [pull(fixed(g))[0] for g in (gradient, played.by_images)]
+        ratio = adversary.adaptive_weight(*by_kernel)
+        weight = fixed(jnp.where(begun, o.adversarial * ratio, 0.0))
         gradient = gradient + weight * played.by_images
         terms = terms + dot(params["discriminator"], played.by_weights)
         figures |= {
@@ -105,7 +104,7 @@ def loss(
             "adversarial_weight": weight,
         }  # fmt: skip
     terms = terms + dot(output, fixed(gradient))
-    values = fixed(distance + found.penalty) + terms - fixed(terms)
+    values = fixed(distance + found.penalty) + (terms - fixed(terms))  # terms have no value
     return values, jax.tree.map(fixed, figures | found.figures)
 
 
@@ -141,7 +140,3 @@ def put(tree: Any, path: tuple[str, ...], value: Any) -> Any:
     if not path:
         return value
     return {**tree, path[0]: put(tree[path[0]], path[1:], value)}
-
-
-def _only(pull: Callable) -> Callable[[Array], Array]:
-    return lambda gradient: pull(jax.lax.stop_gradient(gradient))[0]
