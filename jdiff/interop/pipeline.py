@@ -10,9 +10,9 @@ conditions that are arrays, of any network that jdiff knows.
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -102,7 +102,7 @@ class Pipeline:
             )
         return self.sampler.denoiser(denoise if guide is None else guide(denoise))
 
-    @functools.cached_property
+    @cached_property
     def prompts(self) -> Prompts:
         """How this pipeline is asked: its text encoders, and what its guidance means.
 
@@ -113,7 +113,7 @@ class Pipeline:
         name = choose(where, self.index.get("_class_name", ""), BY_CLASS)
         return BY_CLASS[name].open(self._parts)
 
-    @functools.cached_property
+    @cached_property
     def autoencoder(self) -> Autoencoder:
         """What decodes the latents.
 
@@ -201,7 +201,8 @@ class Pipeline:
         cond |= {f"null {name}": value for name, value in null.items()}
         guided = lambda denoise: denoise if guide is None else guide(denoise)
         if null:
-            denoise = self.denoiser(lambda d: guided(family.guide(d)), scale=weight, null=away)
+            own = lambda denoise: guided(family.guide(denoise, **options))
+            denoise = self.denoiser(own, scale=weight, null=away)
         else:
             denoise = self.denoiser(guided)
 
@@ -210,7 +211,7 @@ class Pipeline:
         if latents is None:
             number = len(prompts) * num
             noise = _noise(key, number, (height, width, channels)) if noise is None else noise
-            latents = self.sampler.start(noise, times)
+            latents = _started(self.sampler, noise, times)
         rows = np.repeat(np.arange(len(prompts)), num)
         parts = stream(
             key, denoise, cond=taken(cond, rows), x=latents, batch=batch, sharding=sharding,
@@ -218,6 +219,12 @@ class Pipeline:
             solver=self.sampler.solver if solver is None else solver,
         )  # fmt: skip
         return jnp.concatenate(list(shown(parts, progress, len(prompts) * num)))
+
+    @cached_property
+    def _patch(self) -> int:
+        """What divides a side of the latents: patches, or a U-Net's levels."""
+        network = self.network.apply.skeleton()
+        return getattr(network, "multiple", None) or getattr(network, "patch", 1)
 
     @property
     def _parts(self) -> Parts:
@@ -234,11 +241,10 @@ class Pipeline:
         Raises:
           UserError: a side that factor and patches do not divide, with the nearest that they do.
         """
-        coder, network = self.autoencoder, self.network.apply.skeleton()
+        coder, patch = self.autoencoder, self._patch
         if size is None:
             return self.prompts.side, self.prompts.side, coder.channels
         sides = (size, size) if isinstance(size, int) else tuple(size)
-        patch = getattr(network, "multiple", None) or getattr(network, "patch", 1)
         unit = coder.factor * patch
         if any(side < unit or side % unit for side in sides):
             nearest = " x ".join(str(max(unit, unit * round(side / unit))) for side in sides)
@@ -276,7 +282,7 @@ class Pipeline:
         if noise is None:
             leaves = jax.tree.leaves(cond)
             num = num or (len(leaves[0]) if leaves else 1)
-            noise = _noise(key, num, self.shape() if shape is None else shape)
+            noise = _noise(key, num, tuple(self.shape() if shape is None else shape))
         height, width = noise.shape[1:3]
         times = self.sampler.times(steps, tokens=(height // 2) * (width // 2))
         return draw(
@@ -303,11 +309,17 @@ class Pipeline:
         return height, width, min(counts)
 
 
+@partial(jax.jit, static_argnums=(1, 2))
 def _noise(key: Array, num: int, shape: tuple[int, ...]) -> Array:
     """As `jdiff.sample` draws it: sample i from its own key."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num))
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
     return noise_like(keys, jax.ShapeDtypeStruct((num, *shape), jnp.result_type(float)))
+
+
+@jax.jit
+def _started(sampler: Sampler, noise: Array, times: Array) -> Array:
+    return sampler.start(noise, times)
 
 
 def between(times: Array, schedule: Schedule, start: float, end: float) -> Array:

@@ -123,8 +123,8 @@ class Prompts:
         """The scale w of null + w (conditional - null); None where only the condition is asked."""
         return guidance_scale if guidance_scale > 1 else None
 
-    def guide(self, denoise: Any) -> Any:
-        """The guided denoiser with what the family does to it beside."""
+    def guide(self, denoise: Any, **options: Any) -> Any:
+        """The guided denoiser with what the family does to it beside; its options are `asked`'s."""
         return denoise
 
     def asked(
@@ -176,6 +176,8 @@ class Prompts:
             choose("pipe: texts", name, ("length", "weights", "chunks"))
         if "length" in texts and not self.long:
             raise UserError("pipe: a text's length is CLIP's own here; chunks= reads longer ones.")
+        if not texts:
+            return self
         changed = {}
         for name, encoder in self.encoders.items():
             other = "chunks" if name in self.long else "length"

@@ -1,16 +1,11 @@
 """Qwen-Image: a description asked of Qwen2.5-VL, and guidance that keeps each patch's norm."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from jdiff.guidance.base import Pair, Refinement, from_target, refinable, to_target
+from jdiff.errors import UserError
 from jdiff.interop.prompts.base import Entries, Parts, Prompts
-from jdiff.predictions import Prediction
-from jdiff.pytree import Array, PyTree, static, struct
-from jdiff.solvers.base import safe_ratio
+from jdiff.interop.prompts.norms import renormed
 
 TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity"
@@ -23,8 +18,10 @@ DROP = 34  # tokens of the template ahead of the text
 class QwenImage(Prompts):
     """QwenImagePipeline; guidance_scale is diffusers' true_cfg_scale.
 
-    diffusers does not guide without a negative prompt; here it is then " ", as the model's card has
-    it. With guidance_scale=1 there is none.
+    diffusers does not guide without negative prompts, and one for several prompts fails there; here
+    it is then " ", as the model's card has it, and one is that of all. With guidance_scale=1 there
+    is no guidance. Attention never sees padding, so `texts={"length": 128}` draws the same images
+    of short prompts at less cost.
     """
 
     classes = ("QwenImagePipeline",)
@@ -47,43 +44,16 @@ class QwenImage(Prompts):
         read = self.encoders["text_encoder"].encode(texts)
         return {"text": read["text"], "text_mask": read["mask"]}
 
-    def guide(self, denoise: Any) -> Any:
+    def guide(self, denoise: Any, **options: Any) -> Any:
         """With the norm of each patch of the velocity that of the conditional one."""
         return renormed(denoise, self.config.get("patch_size", 2))
 
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Refuses options, which the family has not; diffusers' scale has another name here.
 
-@struct
-class Renormed(Refinement):
-    """The guided denoiser that `renormed` makes."""
-
-    denoiser: Any
-    patch: int = static(2)
-
-    def guide(self, x: PyTree, t: Array, pair: Pair) -> Prediction:
-        """The inner result, its velocity rescaled patch by patch."""
-        guided = self.denoiser.guide(x, t, pair)
-        made, good = (to_target("velocity", self.schedule, p, t) for p in (guided, pair.good))
-        value = jax.tree.map(self._rescaled, made, good)
-        return from_target("velocity", self.schedule, value, x, t, guided)
-
-    def _rescaled(self, made: Array, good: Array) -> Array:
-        batch, height, width, channels = made.shape
-        cut = (batch, height // self.patch, self.patch, width // self.patch, self.patch, channels)
-        norm = lambda a: jnp.linalg.norm(
-            a.reshape(cut).transpose(0, 1, 3, 2, 4, 5).reshape(batch, cut[1], cut[3], -1), axis=-1
-        )
-        ratio = safe_ratio(norm(good), norm(made))[..., None]
-        return made * jnp.repeat(jnp.repeat(ratio, self.patch, 1), self.patch, 2)
-
-
-def renormed(denoise: Any, patch: int = 2) -> Renormed:
-    """Gives each patch of the guided velocity the norm of the conditional one (Qwen-Image).
-
-    Args:
-      denoise: a guidance that extrapolates (cfg, ...).
-      patch: side of a patch in latent pixels.
-
-    Raises:
-      UserError: nothing to refine.
-    """
-    return Renormed(refinable("renormed", denoise), patch)
+        Raises:
+          UserError: any.
+        """
+        if "true_cfg_scale" in options:
+            raise UserError("pipe: QwenImagePipeline's true_cfg_scale is guidance_scale= here.")
+        super().check(options)

@@ -1,11 +1,18 @@
 """Qwen-Image and Z-Image as a whole: templates, masked texts, and their guidance."""
 
 import numpy as np
+import pytest
 import tiny_pipelines as tiny
-from tiny_pipelines import diffusers, transformers
+from checkpoints import distance, images
+from tiny_pipelines import diffusers, torch, transformers
 
 from jdiff import interop
+from jdiff.errors import UserError
+from jdiff.texts import Truncated
 
+SIZE = {"height": 16, "width": 24}
+NOISE = np.repeat(images(1, 8, 12, 4, seed=7), 2, 0)
+LONG = "a fox, " * 20
 TEXT = {
     "vocab_size": 264, "hidden_size": 24, "intermediate_size": 16, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048,
@@ -46,7 +53,9 @@ def qwen_image():
         in_channels=16, out_channels=4, num_layers=1, attention_head_dim=12, num_attention_heads=2,
         joint_attention_dim=24, axes_dims_rope=(2, 4, 6),
     )  # fmt: skip
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+    )  # as the released one
     return diffusers.QwenImagePipeline(
         scheduler, tiny.randomise(vae, std=0.4), reader, tokenizer(),
         tiny.randomise(network, std=0.35),
@@ -68,29 +77,60 @@ def z_image():
     )  # fmt: skip
 
 
+def drawn(pipe, **options):
+    """Ours, of the same prompts and noise."""
+    asked = {"steps": tiny.STEPS, "size": tuple(SIZE.values()), "noise": NOISE, **options}
+    return pipe(tiny.KEY, tiny.PROMPTS, tiny.NEGATIVES, **asked)
+
+
+def read(pipe, texts, length):
+    """What ours makes of each text at this length: the states of its tokens."""
+    with pytest.warns(Truncated, match="fox"):
+        entries = pipe.prompts.tuned({"length": length}).encode(texts)
+    pairs = zip(np.asarray(entries["text"]), np.asarray(entries["text_mask"]))
+    return [text[mask] for text, mask in pairs]
+
+
 def test_qwen_image_keeps_the_norm_of_each_patch(tmp_path):
-    theirs, noise = qwen_image(), tiny.noise()
-    asked = {"prompt": tiny.PROMPTS, "negative_prompt": tiny.NEGATIVES, "height": 16, "width": 16}
-    wanted = tiny.drawn(theirs, tiny.packed(noise), **asked, true_cfg_scale=4.0)
+    theirs = qwen_image()
+    asked = {"prompt": tiny.PROMPTS, "negative_prompt": tiny.NEGATIVES, "true_cfg_scale": 4.0}
+    wanted = tiny.drawn(theirs, tiny.packed(NOISE), **asked, **SIZE)
     pipe = interop.load(tiny.saved(theirs, tmp_path))
-    ours = pipe(
-        tiny.KEY, tiny.PROMPTS, tiny.NEGATIVES, steps=tiny.STEPS, guidance_scale=4.0, size=16,
-        noise=noise,
-    )  # fmt: skip
-    tiny.assert_same(ours, wanted)
+    tiny.assert_same(drawn(pipe, guidance_scale=4.0), wanted)
+
+    # Without a negative prompt diffusers does not guide; ours is the model's card's, " ".
+    cond, null, weight = pipe.prompts.asked(["a fox"], None, (16, 24))
+    given = pipe.prompts.asked(["a fox"], [" "], (16, 24))
+    assert weight == 4.0
+    np.testing.assert_array_equal(null["text"], given[1]["text"])
+    assert pipe.prompts.asked(["a fox"], None, (16, 24), 1.0)[1:] == ({}, None)
+    with pytest.raises(UserError, match="true_cfg_scale is guidance_scale="):
+        drawn(pipe, true_cfg_scale=4.0)
+
+    # A long text loses its end and the template's; of the template's beginning 34 tokens are gone.
+    with torch.no_grad():
+        text, mask = theirs.encode_prompt([LONG, "a fox"], max_sequence_length=150)
+    for ours, row, seen in zip(read(pipe, [LONG, "a fox"], 150), text, mask.bool(), strict=True):
+        assert distance(ours, row[seen]) < 1e-3
 
 
 def test_z_images_guidance_counts_from_0(tmp_path):
-    theirs, noise = z_image(), tiny.noise()
-    wanted = tiny.drawn(
-        theirs, noise, prompt=list(tiny.PROMPTS), negative_prompt=list(tiny.NEGATIVES),
-        guidance_scale=2.0, height=16, width=16,
-    )  # fmt: skip
+    theirs = z_image()
+    # theirs writes the template into the lists that it is given
+    asked = lambda: {"prompt": [*tiny.PROMPTS], "negative_prompt": [*tiny.NEGATIVES], **SIZE}
+    wanted = tiny.drawn(theirs, NOISE, guidance_scale=2.0, **asked())
     pipe = interop.load(tiny.saved(theirs, tmp_path))
-    ours = pipe(
-        tiny.KEY, tiny.PROMPTS, tiny.NEGATIVES, steps=tiny.STEPS, guidance_scale=2.0, size=16,
-        noise=noise,
-    )  # fmt: skip
-    tiny.assert_same(ours, wanted)
+    tiny.assert_same(drawn(pipe, guidance_scale=2.0), wanted)
     assert pipe.prompts.weight(0.0) is None and pipe.prompts.weight(2.0) == 3.0
-    assert np.asarray(pipe.prompts.encode(["a", "abc"])["text_mask"]).sum(1).tolist() == [20, 22]
+
+    # Behind the truncation theirs is not normalised, either.
+    options = {"guidance_scale": 2.0, "cfg_truncation": 0.4, "cfg_normalization": 0.8}
+    other = tiny.drawn(theirs, NOISE, **options, **asked())
+    assert np.abs(other - wanted).max() > 16 / 255
+    tiny.assert_same(drawn(pipe, **options), other)
+
+    texts = [LONG, "a fox"]
+    with torch.no_grad():
+        kept = theirs._encode_prompt([*texts], max_sequence_length=30)
+    for ours, row in zip(read(pipe, texts, 30), kept, strict=True):
+        assert distance(ours, row) < 1e-3
