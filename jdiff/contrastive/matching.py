@@ -4,6 +4,7 @@ Each figure stands between that of the real pictures of these captions (what the
 all is right) and that of shuffled captions (what it finds by chance).
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +40,12 @@ class Matching:
         self._thing = same(list(distinct), pattern)
         self._samples: list[np.ndarray] = []
         self._real: list[np.ndarray] = []
+
+    def anew(self) -> "Matching":
+        """The same captions and real pictures, for other samples."""
+        other = copy.copy(self)
+        other._samples = []
+        return other
 
     def add(self, images: np.ndarray) -> None:
         """Takes uint8 samples `[B, H, W, C]` in."""
