@@ -26,6 +26,7 @@ BLOCK = re.compile(r"```python\n(.*?)```", re.S)
         "long_sequences.md",
         "cascades.md",
         "texts.md",
+        "latent.md",
     ],
 )
 def test_the_code_of_a_chapter_runs(chapter):
