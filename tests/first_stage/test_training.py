@@ -22,7 +22,7 @@ QUIET = Console(quiet=True)
 def tiny(**changes):
     c = defaults()
     c.model.update({"name": "vq", "codes": 16, "channels": 2, "decay": 0.9, "revive": 0.0})
-    c.model.update({"widths": (8, 8), "blocks": 1, "groups": None, "attention": False})
+    c.model.update({"widths": (8,), "blocks": 1, "groups": None, "attention": False})
     c.loss.perceptual = 0.0  # digits of 8 x 8 pixels are too small
     c.loss.start = 2
     c.discriminator.update({"channels": 4, "layers": 1})
@@ -86,7 +86,7 @@ def test_latents_have_the_deviation_1_of_the_training_split(workdir, opened):
         [row["image"] for row in real.rows(opened, real.source(opened, "training"))]
     )
     latents = trained.moments(coder, images).mean  # of a codebook, without spread
-    assert latents.shape == (1437, 4, 4, 2)
+    assert latents.shape == (1437, 8, 8, 2)
     np.testing.assert_allclose(jnp.std(latents), 1.0, rtol=1e-4)
     network = coder.apply
     z = network.method("encode")(coder.params, experiment.in_colour(jnp.zeros((1, 8, 8, 1)))).mean
