@@ -248,3 +248,26 @@ def test_the_digest_tells_weights_and_units_apart(coder, tmp_path):
         first, params=jax.tree.map(lambda a: a[::-1] if a is one else a, first.params)
     )
     assert latents.digest(swapped) != latents.digest(first)
+
+
+def test_a_batch_is_split_over_all_devices(coder):
+    encoder = encoding.Encoder(latents.open_autoencoder(coder), None, 7, "float32")
+    images = np.stack([row["image"] for row in encoded_sets.rows("train")])
+    mean, std = encoder.moments(images[:5])  # of a last batch, with fewer than the others
+    assert len(mean.sharding.device_set) == len(jax.devices()) == 4
+    assert {shard.data.shape for shard in std.addressable_shards} == {(2, 4, 4, 3)}
+
+
+def test_the_command_says_where_the_set_lies(root, coder, folder, capsys):
+    from jdiff import cli
+
+    words = ["encode", "--data=pics", f"--autoencoder={coder}", "--text=words", f"--batch={BATCH}"]
+    words += [f"--data_dir={root}", "--name=pics_latents"]
+    assert cli.main([*words, "--flip"]) == 0
+    said = capsys.readouterr().out
+    assert f"data set pics_latents  {folder}" in said and "is there already" in said
+    assert "latents [4, 4, 3] of images [8, 8, 3], deviation" in said
+    assert "--config.data.name=pics_latents" in said
+    assert cli.main(words) == 2  # another set: not mirrored
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and len(error.splitlines()) == 1
