@@ -1,6 +1,6 @@
 """What `jdiff encode` costs beside the encoder itself.
 
-    python benchmarks/encode.py            # --quick: fewer images, one round
+    python benchmarks/encode.py            # --quick: fewer images
 
 Images of 128 x 128 in a TFDS folder are read, decoded, resized to 64 x 64, put through an
 autoencoder of random weights (f = 4, 4 channels), and written with means and deviations; the bare
@@ -58,7 +58,7 @@ def main() -> None:
     p.add_argument("--batches", type=int, default=32, help=f"of {BATCH} images (default 32)")
     p.add_argument("--rounds", type=int, default=3, help="repetitions, the best counts (default 3)")
     a = p.parse_args()
-    batches, rounds = (5, 1) if a.quick else (a.batches, a.rounds)
+    batches, rounds = (5, 2) if a.quick else (a.batches, a.rounds)
     count, names = batches * BATCH, itertools.count()
     fields = kl_sd(widths=(a.width, 2 * a.width, 2 * a.width), blocks=1, attention=False)
     coder = autoencoder(*models.init(lambda rngs: KL(**fields, rngs=rngs), jax.random.key(0)))

@@ -42,6 +42,19 @@ def check(config: Any, info: Any) -> None:
             raise UserError(f"config.{name}={value!r}: {info.name} holds latents; give None.")
 
 
+def refuse(info: Any) -> None:
+    """That a set holds images, for what is trained on pixels alone.
+
+    Raises:
+      UserError: it holds latents.
+    """
+    if info.latent:
+        raise UserError(
+            f"config.data.name={info.name!r} holds latents; name the set of their images, "
+            f"{info.encoded.source!r}."
+        )
+
+
 def open_autoencoder(where: str | pathlib.Path) -> Any:
     """The `autoencoders.Autoencoder` of a run directory, or of a folder of the diffusers layout.
 

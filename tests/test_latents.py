@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from jdiff import assess, encoding, experiment, generate, latents, real, runs, train
+from jdiff import assess, encoding, experiment, generate, kinds, latents, real, runs, staged, train
 from jdiff.data import encoded, pipeline, sources
 from jdiff.errors import UserError
 from jdiff.evaluation.features import to_uint8
@@ -212,6 +212,19 @@ def test_what_is_for_pixels_is_refused(root):
     c.data.conditions = ()
     with pytest.raises(UserError, match="config.data.autoencoder: pics holds images"):
         built(c)
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "contrastive"])
+def test_what_is_trained_on_pixels_alone_refuses_latents(root, kind):
+    info = built(config(root))[1].info
+    with pytest.raises(UserError, match="holds latents; name the set of their images, 'pics'"):
+        kinds.named(kind).build(kinds.named(kind).defaults(), info)
+
+
+def test_the_set_of_a_cascade_holds_images(root):
+    exp, source = built(config(root))
+    with pytest.raises(UserError, match="the stages of a cascade make images"):
+        staged._size(exp.config, None, source.info, None)
 
 
 # What no condition is.

@@ -152,8 +152,9 @@ def build(
       UserError: data without embedded texts, a field that does not fit, or a batch that cannot be
         divided, naming the field.
     """
-    from jdiff import models
+    from jdiff import latents, models
 
+    latents.refuse(info)
     told = conditions.named(config.data.conditions, info)
     fields = {"in_channels": info.shape[-1], "image_size": info.shape[0]}
     for field in told:

@@ -110,8 +110,9 @@ def build(
     Raises:
       UserError: an unknown name or argument, or numbers that make no sense, naming the field.
     """
-    from jdiff import models
+    from jdiff import latents, models
 
+    latents.refuse(info)
     c = config.loss
     not_negative(
         "config.loss", perceptual=c.perceptual, kl=c.kl, adversarial=c.adversarial, start=c.start
