@@ -18,10 +18,9 @@ DROP = 34  # tokens of the template ahead of the text
 class QwenImage(Prompts):
     """QwenImagePipeline; guidance_scale is diffusers' true_cfg_scale.
 
-    diffusers does not guide without negative prompts, and one for several prompts fails there; here
-    it is then " ", as the model's card has it, and one is that of all. With guidance_scale=1 there
-    is no guidance. Attention never sees padding, so `texts={"length": 128}` draws the same images
-    of short prompts at less cost.
+    diffusers does not guide without a negative prompt; here it is then " ", as the model's card has
+    it. With guidance_scale=1 there is none. Attention never sees padding, so
+    `texts={"length": 128}` draws the same images of short prompts at less cost.
     """
 
     classes = ("QwenImagePipeline",)
