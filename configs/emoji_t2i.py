@@ -16,7 +16,8 @@ picture of training, and compared with the training split (config.evaluation.ref
          --config=configs/autoencoder_emoji.py:64,f4, --size=64, --name=emoji64_f4_minilm.
   small  32 x 32 pixels without an autoencoder (`jdiff encode --data=emoji --size=32 --resample=box
          --text=minilm --length=32 --name=emoji32_minilm`): a U-Net that sees the text's tokens at
-         8 x 8 pixels, with EDM's preconditioning. Two CPU cores, about an hour.
+         8 x 8 pixels, with EDM's preconditioning. Training takes 45 ms of a core an image: 5,000
+         steps of 32 are an hour on two.
 
 How well samples match their captions needs a scorer, trained on the same split:
 `jdiff train --config=configs/emoji_clip.py:small --workdir=runs/emoji_clip` and then

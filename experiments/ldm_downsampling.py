@@ -78,9 +78,9 @@ class Settings(NamedTuple):
 
 
 QUICK = Settings(
-    data="digits_rgb", size=8, factors=(1, 2), widths=(8, 16), latent_channels=(2,), first_steps=60,
-    perceptual=0.0, adversarial=0.0, channels=8, multipliers=(1, 2), steps=60, parts=(0.5, 1.0),
-    num=100, evaluations=9, dtype="float32",
+    data="digits_rgb", size=8, factors=(1, 2), widths=(8, 16), latent_channels=(2,),
+    first_steps=300, perceptual=0.0, adversarial=0.0, channels=8, multipliers=(1, 2), steps=60,
+    parts=(0.5, 1.0), num=100, evaluations=9, dtype="float32",
 )  # fmt: skip
 
 

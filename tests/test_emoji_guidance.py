@@ -36,6 +36,8 @@ def test_the_scorer_of_digits_finds_the_nearest_mean():
 
 
 def test_the_quick_form_draws_once_and_then_reads(tmp_path, capsys, monkeypatch):
+    two = [guidance.Cell(1.0, "everywhere"), guidance.Cell(4.0, "(-2, 2)")]  # of its three
+    monkeypatch.setattr(guidance, "cells", lambda scales, intervals: two)
     arguments = ["--quick", "--num=40", f"--workdir={tmp_path}", f"--out={tmp_path / 'figure.png'}"]
     found = guidance.main(arguments)
     table = capsys.readouterr().out

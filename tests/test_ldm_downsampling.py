@@ -95,7 +95,7 @@ def test_what_is_there_is_not_done_again(done, tmp_path, capsys):
     found = ldm.main(arguments)
     two = ldm.steps_of(ldm.QUICK, 2, 0.5)
     assert done == [
-        ("f1", 30), ("f1", 60), ("first_f2", 60), "latents_f2", ("f2", two),
+        ("f1", 30), ("f1", 60), ("first_f2", 300), "latents_f2", ("f2", two),
         ("f2", ldm.steps_of(ldm.QUICK, 2)),
     ]  # fmt: skip
     rows = capsys.readouterr().out.splitlines()
