@@ -29,11 +29,11 @@ PROMPTS = ["a red fox in the snow", "a blue door", "two dogs and a bird", "the s
 class Sizes:
     """Widths of the networks, and what is drawn."""
 
-    unet: tuple[int, ...] = (64, 128, 256)
-    coder: tuple[int, ...] = (32, 64)
-    text: int = 256
-    layers: int = 6
-    groups: int = 32
+    unet: tuple[int, ...] = (32, 64, 128)
+    coder: tuple[int, ...] = (16, 32)
+    text: int = 128
+    layers: int = 4
+    groups: int = 8
     side: int = 64  # of the images, in pixels
     steps: int = 20
 
