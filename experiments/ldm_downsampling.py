@@ -145,7 +145,7 @@ def config(s: Settings, factor: int, workdir: pathlib.Path, steps: int) -> Any:
     c.train.update({"batch_size": s.batch, "steps": steps, "sample_every": 10**9,
                     "checkpoint_every": max(1, steps // 4), "keep": 1})  # fmt: skip
     c.sampling.grid.steps = (s.evaluations + 1) // 2
-    c.sampling.batch = min(s.num, 250)
+    c.sampling.batch = min(250, -(-s.num // 4))  # the first batch compiles, the others are timed
     return c.lock()
 
 
@@ -244,18 +244,16 @@ def measured(s: Settings, workdir: pathlib.Path, factor: int, judge: Judge) -> F
     """What the network of a factor comes to now; its first samples are kept."""
     run = runs.load_run(workdir / f"f{factor}")
     labels = generate.in_turn(list(range(run.info.num_classes)), s.num)
-    parts, begun, first = [], 0.0, 0
+    parts, begun = [], 0.0
     for part in generate.images(run, num=s.num, labels=labels):
-        if not parts:  # which has compiled
-            begun, first = time.monotonic(), len(part)
+        begun = begun or time.monotonic()  # when the first batch, which compiles, is there
         parts.append(part)
-    rest = s.num - first
-    images = np.concatenate(parts)
+    images, rest = np.concatenate(parts), s.num - len(parts[0])
     np.save(workdir / "cells" / f"f{factor}_{run.step}.npy", images[:16])
     return Figures(
         frechet(Moments.of(judge.features(images)), judge.train), run.step,
         trained_seconds(workdir / f"f{factor}"),
-        (time.monotonic() - begun) / rest if rest else float("nan"),
+        (time.monotonic() - begun) / rest,
     )  # fmt: skip
 
 
@@ -373,9 +371,8 @@ def table(s: Settings, found: dict, first: dict[int, float]) -> str:
             continue
         cells = [f"{m.frechet:.2f}" if m else "" for m in mine]
         again = f"{first[factor]:.2f}" if factor in first else "0" if factor == 1 else ""
-        rate = f"{1 / last.sampling:.1f}" if last.sampling and last.sampling > 0 else ""
-        step = f"{last.seconds / last.step:.3f}"
-        row = [str(factor), f"{last.step:,}", step, *cells, again, rate]
+        speed = f"{last.seconds / last.step:.3f}", f"{1 / last.sampling:.1f}"
+        row = [str(factor), f"{last.step:,}", speed[0], *cells, again, speed[1]]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 
@@ -399,8 +396,7 @@ def picture(s: Settings, found: dict, floor: float, workdir: pathlib.Path,
         rows = [found[factor, part] for part in s.parts if (factor, part) in found]
         label = f"factor {factor}"
         left.plot([r.seconds for r in rows], [r.frechet for r in rows], style, label=label)
-        last = rows[-1:] if rows and rows[-1].sampling > 0 else []
-        right.plot([1 / r.sampling for r in last], [r.frechet for r in last], style[0], label=label)
+        right.plot([1 / r.sampling for r in rows[-1:]], [r.frechet for r in rows[-1:]], style[0])
     for axis, words in ((left, "seconds of training"), (right, "samples a second")):
         axis.axhline(floor, color="0.5", linestyle=":", label="held-out images")
         axis.set(xlabel=words, ylabel="Fréchet distance", xscale="log", yscale="log")
