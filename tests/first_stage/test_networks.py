@@ -7,11 +7,13 @@ import pytest
 
 from jdiff import kinds, models
 from jdiff.autoencoders import Moments, autoencoder
+from jdiff.data.sources import Info
 from jdiff.first_stage import networks
 from jdiff.first_stage.defaults import defaults
 from jdiff.first_stage.pixels import BY_NAME as PIXELS
 
 KEY = jax.random.key(0)
+INFO = Info("x", "train", (8, 8, 3), 0, (), 100)
 
 
 def small(name, pixels="l1", **fields):
@@ -19,7 +21,7 @@ def small(name, pixels="l1", **fields):
     c.model.update({"name": name, "widths": (4, 4), "blocks": 1, "groups": 1, "attention": False})
     c.model.update(fields)
     c.loss.pixels, c.loss.adversarial = pixels, 0.0
-    return c, kinds.of(c).build(c, None)
+    return c, kinds.of(c).build(c, INFO)
 
 
 @pytest.mark.parametrize("pixels", PIXELS)
@@ -60,7 +62,7 @@ def test_the_penalty_is_the_divergence_for_an_entry_of_the_image():
     params = models.init(exp.builds["autoencoder"], KEY)[1]
     x = np.random.default_rng(1).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
     c.loss.kl = 2.0
-    found = jax.jit(kinds.of(c).build(c, None).objective.through)(params, x, KEY)
+    found = jax.jit(kinds.of(c).build(c, INFO).objective.through)(params, x, KEY)
     np.testing.assert_allclose(found.penalty.mean(), 2.0 * found.figures["kl"] / 192, rtol=1e-5)
 
 
