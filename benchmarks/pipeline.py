@@ -2,7 +2,7 @@
 
     python benchmarks/pipeline.py            # --quick: tiny, in seconds; its ratio means little
 
-A Stable Diffusion of random weights, narrow on CPU, with classifier-free guidance. The rival
+A narrow Stable Diffusion of random weights, with classifier-free guidance. The rival
 encodes the same texts, calls the jitted U-Net on twice the batch as often as there are steps, and
 decodes; it computes no image, as nothing leads from one call to the next. Limit 1.03.
 """
@@ -29,12 +29,12 @@ PROMPTS = ["a red fox in the snow", "a blue door", "two dogs and a bird", "the s
 class Sizes:
     """Widths of the networks, and what is drawn."""
 
-    unet: tuple[int, ...] = (32, 64, 128)
+    unet: tuple[int, ...] = (32, 64)
     coder: tuple[int, ...] = (16, 32)
-    text: int = 128
-    layers: int = 4
+    text: int = 64
+    layers: int = 2
     groups: int = 8
-    side: int = 64  # of the images, in pixels
+    side: int = 32  # of the images, in pixels
     steps: int = 20
 
 
