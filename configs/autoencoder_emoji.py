@@ -15,7 +15,8 @@ Latents have 3 (f4), 4 (f8) or 16 (f16) channels; codebooks have 2048 codes that
 FSQ's levels (8, 8, 6, 5) make 1920.
 
 `small` is a first try: 32 x 32 pixels, a narrow network without attention, 400 steps, distances
-between pixels in place of the rFID.
+between pixels in place of the rFID. A step takes 1.6 core-seconds, most of them in LPIPS: some six
+minutes on two cores. After 161 of them held-out emoji come back with 15.1 dB, LPIPS 0.36.
 """
 
 import ml_collections
