@@ -390,10 +390,10 @@ def picture(s: Settings, workdir: pathlib.Path, results: Results, out: pathlib.P
             label = name.replace("s = 0", "no augmentation")
             height = spread(row.train for row in results[name])[0]
             left.axhline(height, color=colour, linestyle=":", label=label)
-    left.set(xticks=range(len(places)), xlabel=f"s, of T = {s.T}", ylabel="Frechet distance",
-             yscale="log")  # fmt: skip
+    left.set(xticks=range(len(places)), xlabel=f"s, of T = {s.T}", ylabel="Frechet distance")
     left.set_xticklabels(places)
-    left.legend(fontsize=8)
+    left.set_ylim(bottom=0)
+    left.legend(fontsize=8, ncols=2, loc="lower center")
     wanted = ("no cascade", "s = 0", f"s = {s.levels[-1]}", "blur")
     drawn = [c for c in cells(s) if c.name in wanted and kept(workdir, c, 0).exists()]
     blocks = [np.load(kept(workdir, cell, 0).with_suffix(".npy"))[:20] for cell in drawn]
