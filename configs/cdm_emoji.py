@@ -98,4 +98,5 @@ def _common(size: str, k: int) -> ml_collections.ConfigDict:
     c.train.checkpoint_every = 250 if small else 5000
     c.sampling.batch = 16 if small else 64
     c.evaluation.num = 40 if small else 2000
+    c.evaluation.reference = "train"
     return c
