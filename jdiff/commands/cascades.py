@@ -35,7 +35,7 @@ def sample(args: argparse.Namespace, console: Any) -> int:
     classes = max(run.null.get("label", 0) for run in whole.runs)
     names = whole.runs[-1].info.label_names
     wanted = command.wanted_labels(args.labels, classes, names)
-    cond = dict(conditions.given(args.cond, whole.runs, args.num) or {})
+    cond = dict(conditions.given(args.cond, whole.runs, args.num, args.prompt) or {})
     if wanted:
         cond["label"] = generate.in_turn(wanted, args.num)
     made, seconds, compiling = _draw(args, whole, cond, console)
@@ -47,7 +47,9 @@ def sample(args: argparse.Namespace, console: Any) -> int:
         together, shown = len(made), command.SHOWN // len(made)
         sized = [pictures.at_size(part[:shown], *last.shape[1:3]) for part in made]
         cells = np.stack(sized, axis=1).reshape(-1, *last.shape[1:])
-    columns = args.columns or command.per_row(wanted, len(cells) // together, together)
+    columns = args.columns or command.per_row(
+        args.prompt or wanted, len(cells) // together, together
+    )
     captions = command.captions(args, cond.get("label"), names, classes, len(cells), together)
     picture = pictures.grid(cells, columns=columns * together, captions=captions, group=together)
     pictures.save(out, picture)

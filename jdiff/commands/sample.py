@@ -33,6 +33,7 @@ examples:
   jdiff sample --workdir=runs/digits --num=10000 --batch=500 --seed=1 --npz=digits.npz
   jdiff sample --workdir=runs/cdm --all_stages --steps=20 --stage=1 --steps=10 --aug_level=0.2
   jdiff sample --workdir=runs/cdm/stage1 --num=16
+  jdiff sample --workdir=runs/emoji_t2i --prompt="noto emoji of a red fox" --guidance_scale=3
 
 the .npz file holds:
   images    uint8 [N, H, W, C]
@@ -70,9 +71,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--columns", type=whole(1), metavar="C",
         help="images in a row of the picture, each with what stands beside it (default: the number "
-        "of labels if it is 2 to 20, else so that the picture is about square)",
+        "of labels or prompts if it is 2 to 20, else so that the picture is about square)",
     )  # fmt: skip
-    what.add_argument("--captions", action="store_true", help="write each image's class below it")
+    what.add_argument(
+        "--captions", action="store_true", help="write each image's class, or prompt, below it"
+    )
     what.add_argument(
         "--all_stages", action="store_true",
         help="of a cascade: show every stage's images side by side, and write them to the .npz",
@@ -113,13 +116,13 @@ def _run(args: argparse.Namespace, console: Any) -> int:
     given = generate.in_turn(wanted, args.num) if wanted else None
     images, seconds, compiling = draw(
         opened, chosen, num=args.num, seed=args.seed, labels=given, batch=args.batch,
-        cond=conditions.given(args.cond, [opened], args.num), console=console,
+        cond=conditions.given(args.cond, [opened], args.num, args.prompt), console=console,
     )  # fmt: skip
 
     if not hosts.line().first:
         return 0
     shown = images[:SHOWN]
-    columns = args.columns or per_row(wanted, len(shown))
+    columns = args.columns or per_row(args.prompt or wanted, len(shown))
     captioned = captions(args, given, names, classes, len(shown))
     pictures.save(out, pictures.grid(shown, columns=columns, captions=captioned))
     tell_speed(console, args.num, seconds, compiling)
@@ -142,7 +145,7 @@ def wanted_labels(text: str | None, classes: int, names: Sequence[str]) -> list[
     return None if text is None else labels.parse(text, classes)
 
 
-def per_row(wanted: list[int] | None, count: int, together: int = 1) -> int:
+def per_row(wanted: Sequence[Any] | None, count: int, together: int = 1) -> int:
     """Columns of a picture of `count` images, or of so many groups of `together` cells."""
     if wanted and 2 <= len(wanted) <= 20 // together:
         return len(wanted)
@@ -153,14 +156,12 @@ def captions(
     args: argparse.Namespace, given: Any, names: Sequence[str], classes: int, cells: int,
     together: int = 1,
 ) -> list[str] | None:  # fmt: skip
-    """The class of each image below the last cell of its group, if --captions asks for it."""
-    if not args.captions or given is None:
+    """Below the last cell of each image's group its prompt, or its class, if --captions asks."""
+    if not args.captions or (given is None and not args.prompt):
         return None
     names = names or [str(i) for i in range(classes)]
-    return [
-        names[int(given[i // together])] if i % together == together - 1 else ""
-        for i in range(cells)
-    ]
+    said = lambda i: args.prompt[i % len(args.prompt)] if args.prompt else names[int(given[i])]
+    return [said(i // together) if i % together == together - 1 else "" for i in range(cells)]
 
 
 def draw(

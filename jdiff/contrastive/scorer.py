@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdiff import runs
+from jdiff.captions import reader
 from jdiff.errors import UserError
 from jdiff.evaluation.features import check_images
 from jdiff.experiment import to_float
@@ -152,18 +153,12 @@ def text_encoder(run: runs.Restored) -> Any:
     Raises:
       UserError: the data do not say what it was, or it is not there.
     """
-    from jdiff import interop, texts
-
-    given = run.config.texts.encoder or (run.info.encoded and run.info.encoded.text)
-    if not given:
+    try:
+        return reader(run.info, run.config.texts.encoder)
+    except UserError as error:
         raise UserError(
-            f"{run.workdir}: the data {run.info.name} do not say what their texts were encoded by; "
-            "config.texts.encoder does: minilm, or a folder."
-        )
-    shapes = {field.name: field.shape for field in run.info.fields}
-    length = {"length": shapes["text"][0]} if "text" in shapes else {}
-    opened = texts.minilm if given == "minilm" else lambda **how: interop.text_encoder(given, **how)
-    return opened(**length)
+            f"{run.workdir}: {error}; config.texts.encoder does: minilm, or a folder."
+        ) from error
 
 
 def resized(x: Array, side: int) -> Array:
