@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shlex
 import subprocess
 import sys
 import types
@@ -139,7 +140,10 @@ def test_the_report_command(capsys, run, tmp_path):
     assert (tmp_path / "r.html").is_file()
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "report", "prepare", "sweep"])
+NAMED = ["train", "sample", "generate", "evaluate", "report", "prepare", "sweep", "encode"]
+
+
+@pytest.mark.parametrize("name", NAMED)
 def test_every_command_explains_itself(capsys, name):
     assert cli.main([name, "--help"]) == 0
     text = capsys.readouterr().out
@@ -150,8 +154,8 @@ def test_every_command_explains_itself(capsys, name):
     # The examples are commands that parse.
     joined = text[text.index("examples:") :].replace("\\\n", " ")
     for line in joined.splitlines():
-        words = line.split()
-        if words[:2] == ["jdiff", name]:
+        if line.split()[:2] == ["jdiff", name]:
+            words = shlex.split(line, comments=True)
             rest, _ = cli.split_overrides(words[1:])
             assert cli.build().parse_known_args(rest)[1] == [], line
 
