@@ -227,12 +227,7 @@ def table(result: dict[str, Any]) -> Any:
 
 
 def _draw(
-    run: runs.Run,
-    others: Any,
-    num: int,
-    seed: int,
-    batch: int | None,
-    sampling: Any,
+    run: runs.Run, others: Any, num: int, seed: int, batch: int | None, sampling: Any,
     tell: real.Tell,
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:  # fmt: skip
     """Samples and their labels: each label as often; with further conditions, those of images."""
@@ -252,13 +247,9 @@ def _draw(
 
 
 def _judged(
-    run: runs.Run,
-    figures: dict[str, Any],
-    judge: Any,
-    intended: list[np.ndarray],
-    held_out: Any,
+    run: runs.Run, figures: dict[str, Any], judge: Any, intended: list[np.ndarray], held_out: Any,
     tell: real.Tell,
-) -> dict[str, Any] | None:
+) -> dict[str, Any] | None:  # fmt: skip
     """How often the classifier finds the intended class, in all and class by class."""
     if "accuracy" not in figures:
         return None

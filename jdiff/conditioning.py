@@ -28,6 +28,12 @@ def with_null(cond: dict[str, PyTree], null: dict[str, PyTree]) -> dict[str, PyT
     return {k: _fill(k, v, null[k]) if k in null else v for k, v in cond.items()}
 
 
+def floats(cond: Mapping[str, Array]) -> dict[str, Array]:
+    """`cond` with its floats, of whatever precision they are kept in, as float32."""
+    is_float = lambda a: jnp.issubdtype(a.dtype, jnp.floating)
+    return {name: a.astype("float32") if is_float(a) else a for name, a in cond.items()}
+
+
 def drop(
     key: Array, cond: dict[str, PyTree], null: dict[str, PyTree],
     rate: float | Mapping[tuple[str, ...], float],

@@ -22,7 +22,7 @@ from jdiff import (
     solvers,
     super_resolution,
 )
-from jdiff.conditioning import LEARNED, drop
+from jdiff.conditioning import LEARNED, drop, floats
 from jdiff.data import conditions, encoded
 from jdiff.defaults import defaults as defaults
 from jdiff.denoisers import Network, network
@@ -117,9 +117,7 @@ class Experiment(NamedTuple):
 
     def cond(self, batch: dict[str, Array]) -> dict[str, Array]:
         """What the network is told of a batch of the data; floats of any precision as float32."""
-        given = {name: batch[name] for name in self.told}
-        is_float = lambda a: jax.numpy.issubdtype(a.dtype, jax.numpy.floating)
-        return {k: a.astype("float32") if is_float(a) else a for k, a in given.items()}
+        return floats({name: batch[name] for name in self.told})
 
     def loss(
         self, params: PyTree, key: Array, batch: dict[str, Array], state: State | None = None
@@ -190,9 +188,9 @@ def build(
     except ValueError as error:
         raise UserError(f"config.model does not fit the data {info.name}: {error}") from error
     parts = layout.batch_parts if layout else 1
-    _divides("config.train.batch_size", config.train.batch_size, parts, "mesh.data x mesh.fsdp")
+    divides("config.train.batch_size", config.train.batch_size, parts, "mesh.data x mesh.fsdp")
     per_step = config.train.accumulate * parts
-    _divides("config.train.batch_size", config.train.batch_size, per_step, "x train.accumulate")
+    divides("config.train.batch_size", config.train.batch_size, per_step, "x train.accumulate")
     optimizer, learning_rate = optimizers.build(config.optimizer, config.train.steps)
     if constrained := getattr(models.BY_NAME[config.model.name], "constrained", None):
         optimizer = constrained(optimizer)  # EDM2: every step ends with weights of unit length
@@ -233,16 +231,30 @@ def layout(config: ml_collections.ConfigDict, mesh: Any = None) -> Layout:
     """
     from jdiff import models
 
-    c = config.mesh
     name = choose("config.model.name", config.model.get("name"), models.BY_NAME)
     rules = getattr(models.BY_NAME[name], "rules", CONVOLUTIONAL)
+    return split_over(rules, config, mesh, f"a network of the kind {name!r} is")
+
+
+def split_over(
+    rules: Mapping[str, tuple[str, ...]], config: ml_collections.ConfigDict, mesh: Any, what: str
+) -> Layout:
+    """The layout of `config.mesh`, or of another mesh, by a family's rules.
+
+    Args:
+      what: is split, and the verb, for an error: "an autoencoder is".
+
+    Raises:
+      UserError: as `layout`.
+    """
+    c = config.mesh
     reached = {axis for axes in rules.values() for axis in axes}
     sizes = c if mesh is None else mesh.shape
     for axis in AXES:
         if sizes[axis] != 1 and axis not in reached:
             raise UserError(
-                f"mesh.{axis}={sizes[axis]}: a network of the kind {name!r} is not split over "
-                f"{axis!r}; give 1, and use data and fsdp."
+                f"mesh.{axis}={sizes[axis]}: {what} not split over {axis!r}; give 1, and use data "
+                "and fsdp."
             )
     mesh = parallel.make({axis: c[axis] for axis in AXES}) if mesh is None else mesh
     return parallel.layout.layout(mesh, rules, c.rules)
@@ -421,7 +433,8 @@ def _classes(config: ml_collections.ConfigDict, info: Any) -> int:
     return 0 if config.model.get("num_classes", None) == 0 else (info.num_classes or 0)
 
 
-def _divides(field: str, given: int, by: int, what: str) -> None:
+def divides(field: str, given: int, by: int, what: str) -> None:
+    """Refuses a number that is no multiple of `by`, which is `what`; names the nearest that is."""
     if given < 1 or given % by:
         near = max(by, round(given / by) * by)
         raise UserError(f"{field}={given} is not a multiple of {by} ({what}); try {near}.")

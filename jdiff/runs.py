@@ -19,6 +19,7 @@ import numpy as np
 from jdiff import experiment, kinds, latents, parallel
 from jdiff.conditioning import LEARNED
 from jdiff.config import EITHER, completed, differences, from_json, to_json
+from jdiff.data import encoded
 from jdiff.errors import UserError, choose
 from jdiff.parallel.layout import Layout
 from jdiff.parallel.mesh import AXES, adapted
@@ -88,8 +89,6 @@ def load_run(
     >>> run = jdiff.load_run("runs/digits")
     >>> denoise = guidance.cfg(run.denoiser, scale=2.0, null=run.null)
     """
-    from jdiff.data import encoded
-
     opened = restored(workdir, ema=ema, step=step, mesh=mesh)
     exp = opened.experiment
     if not isinstance(exp, experiment.Experiment):
@@ -320,7 +319,7 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
 
 def keep_empty(workdir: pathlib.Path, empty: Mapping[str, Any]) -> None:
     """What the empty text became, so that the run can be guided where its data are not."""
-    path = workdir / "empty.npz"
+    path = workdir / encoded.EMPTY
     if empty and not path.exists():
         with path.with_suffix(".partial").open("wb") as file:
             np.savez(file, **empty)

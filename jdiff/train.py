@@ -76,13 +76,8 @@ def _train(
     started = time.time()
     workdir, line = pathlib.Path(workdir), hosts.line()
     _check(config.train)
-    source = patience.readable(
-        config.data.name,
-        config.data.train_split,
-        config.data.data_dir,
-        config.data.conditions,
-        mirrored=config.data.flip,
-    )
+    c = config.data
+    source = patience.readable(c.name, c.train_split, c.data_dir, c.conditions, mirrored=c.flip)
     info = experiment.prepared(source.info, config.data)
     kind = kinds.of(config)
     layout = kind.layout(config)

@@ -9,15 +9,14 @@ import ml_collections
 import optax
 from ml_collections import config_dict
 
-from jdiff import parallel
+from jdiff.conditioning import floats
 from jdiff.contrastive.loss import info_nce, limited
 from jdiff.contrastive.towers import TwoTowers
 from jdiff.data import conditions
 from jdiff.defaults import common
 from jdiff.errors import UserError, accepted, choose
-from jdiff.experiment import to_float
+from jdiff.experiment import split_over, to_float
 from jdiff.parallel.layout import CONVOLUTIONAL, Layout, within
-from jdiff.parallel.mesh import AXES
 from jdiff.parallel.shardings import of_state
 from jdiff.pytree import Array, PyTree
 from jdiff.training import ema, optimizers
@@ -81,8 +80,7 @@ class Experiment(NamedTuple):
 
     def cond(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """What a batch of the data says of its texts; floats of any precision as float32."""
-        given = {name: jnp.asarray(batch[name]) for name in self.told}
-        return {k: a if a.dtype == bool else a.astype("float32") for k, a in given.items()}
+        return floats({name: jnp.asarray(batch[name]) for name in self.told})
 
     def images(self, params: PyTree, x: Array) -> Array:
         """Unit vectors `[B, dim]` of images `[B, H, W, C]` in [-1, 1]."""
@@ -130,16 +128,7 @@ def layout(config: ml_collections.ConfigDict, mesh: Any = None) -> Layout:
     Raises:
       UserError: sizes that do not make the number of devices, or an axis other than data and fsdp.
     """
-    c = config.mesh
-    sizes = c if mesh is None else mesh.shape
-    for axis in ("tensor", "sequence"):
-        if sizes[axis] != 1:
-            raise UserError(
-                f"mesh.{axis}={sizes[axis]}: contrastive towers are not split over {axis!r}; give "
-                "1, and use data and fsdp."
-            )
-    mesh = parallel.make({axis: c[axis] for axis in AXES}) if mesh is None else mesh
-    return parallel.layout.layout(mesh, CONVOLUTIONAL, c.rules)
+    return split_over(CONVOLUTIONAL, config, mesh, "contrastive towers are")
 
 
 def build(

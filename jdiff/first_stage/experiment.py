@@ -8,15 +8,13 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from jdiff import parallel
 from jdiff.errors import UserError, accepted, choose, not_negative
 from jdiff.evaluation import lpips
-from jdiff.experiment import to_float
+from jdiff.experiment import divides, split_over, to_float
 from jdiff.first_stage import adversary, discriminator, networks, objective, pixels
 from jdiff.first_stage.discriminator import PatchGAN
 from jdiff.models.functional import Apply
 from jdiff.parallel.layout import CONVOLUTIONAL, Layout, within
-from jdiff.parallel.mesh import AXES
 from jdiff.parallel.shardings import of_state
 from jdiff.pytree import Array, PyTree
 from jdiff.training import ema, optimizers
@@ -131,7 +129,9 @@ def build(
         }
     except ValueError as error:
         raise UserError(f"config.model, config.discriminator: {error}") from error
-    _divides(config.train, layout.batch_parts if layout else 1)
+    by = config.train.accumulate * (layout.batch_parts if layout else 1)
+    what = "mesh.data x mesh.fsdp x train.accumulate"
+    divides("config.train.batch_size", config.train.batch_size, by, what)
     optimizer, learning_rate = _optimizers(config, applies["autoencoder"].skeleton())
     return Experiment(
         config=config,
@@ -152,15 +152,7 @@ def layout(config: ml_collections.ConfigDict, mesh: Any = None) -> Layout:
       UserError: sizes that do not make the number of devices, or an axis that convolutions are not
         split over.
     """
-    sizes = config.mesh if mesh is None else mesh.shape
-    for axis in AXES:
-        if sizes[axis] != 1 and axis not in ("data", "fsdp"):
-            raise UserError(
-                f"mesh.{axis}={sizes[axis]}: an autoencoder is not split over {axis!r}; give 1, "
-                "and use data and fsdp."
-            )
-    mesh = parallel.make({axis: config.mesh[axis] for axis in AXES}) if mesh is None else mesh
-    return parallel.layout.layout(mesh, CONVOLUTIONAL, config.mesh.rules)
+    return split_over(CONVOLUTIONAL, config, mesh, "an autoencoder is")
 
 
 def check(exp: Experiment, info: Any) -> None:
@@ -240,13 +232,3 @@ def _optimizers(
         return "averaged" if tuple(rest) in averaged else player
 
     return optax.partition(made, lambda p: jax.tree_util.tree_map_with_path(label, p)), rate
-
-
-def _divides(train: Any, parts: int) -> None:
-    by = train.accumulate * parts
-    if train.batch_size < 1 or train.batch_size % by:
-        near = max(by, round(train.batch_size / by) * by)
-        raise UserError(
-            f"config.train.batch_size={train.batch_size} is not a multiple of {by} "
-            f"(mesh.data x mesh.fsdp x train.accumulate); try {near}."
-        )

@@ -57,10 +57,7 @@ class SpatialTransformer(layers.ResidualBlock):
         block = functools.partial(
             TransformerBlock, channels, text_width, heads=heads, cross_only=cross_only, dtype=dtype
         )
-        if scan:
-            self.blocks = stacked.stack(block, depth, rngs)
-        else:
-            self.blocks = nnx.List([block(rngs=rngs) for _ in range(depth)])
+        self.blocks = stacked.repeated(block, depth, scan=scan, rngs=rngs)
         self.project_out = make(("embed", "channels_out"), zero=True)
 
     def __call__(self, x: jax.Array, text: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -100,10 +100,7 @@ class DiT(Module):
         self.make_embedders(scalars, rngs)
         hidden = int(mlp_ratio * width)
         make = functools.partial(self.block, width, heads, hidden, dtype=dtype, **more)
-        if scan:
-            self.blocks = stacked.stack(make, depth, rngs)
-        else:
-            self.blocks = nnx.List([make(rngs=rngs) for _ in range(depth)])
+        self.blocks = stacked.repeated(make, depth, scan=scan, rngs=rngs)
         axes = ("embed", None)
         if self.block.modulated:
             self.modulation = linear(width, 2 * width, init=zeros, axes=axes, **kinds)

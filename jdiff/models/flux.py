@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jdiff.models import joint, layers, rope
+from jdiff.models import joint, layers, rope, stacked
 from jdiff.models.attention import Attention
 from jdiff.models.dit import patchify, unpatchify
 from jdiff.models.initializers import param, xavier_uniform, zeros
@@ -97,8 +97,8 @@ class Flux(Module):
         )
         dual = functools.partial(JointBlock, width, heads, qk_norm=True, dtype=dtype)
         single = functools.partial(SingleBlock, width, heads, dtype=dtype)
-        self.blocks = joint.repeated(dual, depth, scan=scan, rngs=rngs)
-        self.singles = joint.repeated(single, single_depth, scan=scan, rngs=rngs)
+        self.blocks = stacked.repeated(dual, depth, scan=scan, rngs=rngs)
+        self.singles = stacked.repeated(single, single_depth, scan=scan, rngs=rngs)
         self.modulation = linear(width, 2 * width, "embed", None, init=zeros)
         self.out = linear(width, patch**2 * self.out_channels, "embed", None, init=zeros)
 

@@ -7,7 +7,7 @@ text first. What else the families share is here too: the vector c, and the chec
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -196,17 +196,8 @@ class JointBlock(layers.ResidualBlock):
         return image, self.text.leave(text, seen[0], of_text)
 
 
-def repeated(
-    block: Callable[..., nnx.Module], depth: int, *, scan: bool, rngs: nnx.Rngs
-) -> nnx.Module:
-    """`depth` blocks of `block(rngs=...)`, to be run by `through`; stacked if `scan`."""
-    if scan and depth:
-        return stacked.stack(block, depth, rngs)
-    return nnx.List([block(rngs=rngs) for _ in range(depth)])
-
-
 def through(blocks: nnx.Module | stacked.Varied, h, *inputs, remat: bool | str):
-    """h through the blocks of `repeated`, one after the other."""
+    """h through the blocks of `stacked.repeated`, one after the other."""
     if not isinstance(blocks, nnx.List):
         return stacked.scan(blocks, h, *inputs, remat=remat)
     for block in blocks:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jdiff.models import joint, layers
+from jdiff.models import joint, layers, stacked
 from jdiff.models.attention import Attention
 from jdiff.models.dit import patchify, unpatchify
 from jdiff.models.initializers import param, zeros
@@ -103,7 +103,7 @@ class MMDiT(Module):
             width, pooled_width, scalars=scalars, time_scale=time_scale, rngs=rngs
         )
         block = functools.partial(JointBlock, width, heads, qk_norm=qk_norm, dtype=dtype)
-        repeat = functools.partial(joint.repeated, scan=scan, rngs=rngs)
+        repeat = functools.partial(stacked.repeated, scan=scan, rngs=rngs)
         self.dual_blocks = repeat(functools.partial(block, image=DualStream), dual_depth)
         self.blocks = repeat(block, depth - 1 - dual_depth)
         self.last = block(text=LastText, rngs=rngs)

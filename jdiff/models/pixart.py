@@ -99,10 +99,7 @@ class PixArt(Module):
         self.text1 = small(text_width, width, axes=("text", "embed"), dtype=self.dtype)
         self.text2 = small(width, width, axes=("embed", None), dtype=self.dtype)
         block = functools.partial(Block, width, heads, int(mlp_ratio * width), dtype=self.dtype)
-        if scan:
-            self.blocks = stacked.stack(block, depth, rngs)
-        else:
-            self.blocks = nnx.List([block(rngs=rngs) for _ in range(depth)])
+        self.blocks = stacked.repeated(block, depth, scan=scan, rngs=rngs)
         self.table = param(rngs, (2, width), normal(width**-0.5), (None, "embed"))
         axes = ("embed", None)
         self.out = linear(width, patch**2 * self.out_channels, init=zeros, axes=axes, **kinds)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jdiff.models import joint, layers, rope
+from jdiff.models import joint, layers, rope, stacked
 from jdiff.models.dit import patchify, unpatchify
 from jdiff.models.initializers import zeros
 from jdiff.models.joint import JointBlock
@@ -88,7 +88,7 @@ class QwenImage(Module):
         self.embed_text = linear(text_width, width, "text", "embed")
         self.conditions = joint.Conditions(width, scalars=scalars, time_scale=time_scale, rngs=rngs)
         block = functools.partial(JointBlock, width, heads, qk_norm=True, dtype=dtype)
-        self.blocks = joint.repeated(block, depth, scan=scan, rngs=rngs)
+        self.blocks = stacked.repeated(block, depth, scan=scan, rngs=rngs)
         self.modulation = linear(width, 2 * width, "embed", None, init=zeros)
         self.out = linear(width, patch**2 * self.out_channels, "embed", None, init=zeros)
 

@@ -31,6 +31,15 @@ def stack(build: Callable[..., nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.M
     return blocks
 
 
+def repeated(
+    block: Callable[..., nnx.Module], depth: int, *, scan: bool, rngs: nnx.Rngs
+) -> nnx.Module:
+    """`depth` blocks of `block(rngs=...)`: stacked to be scanned if `scan`, else a list."""
+    if scan and depth:
+        return stack(block, depth, rngs)
+    return nnx.List([block(rngs=rngs) for _ in range(depth)])
+
+
 class Varied:
     """Stacked blocks of which some layers are changed; the weights stay as they are.
 

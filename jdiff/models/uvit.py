@@ -7,7 +7,7 @@ first half, as the levels of a U-Net do.
 
 import difflib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -115,11 +115,7 @@ class UViT(Module):
         places = self.others + (image_size // patch) ** 2
         self.places = table((places, width), normal(0.02))
 
-        def blocks(build: Callable[..., nnx.Module]) -> nnx.Module:
-            if scan:
-                return stacked.stack(build, depth // 2, rngs)
-            return nnx.List([build(rngs=rngs) for _ in range(depth // 2)])
-
+        blocks = functools.partial(stacked.repeated, depth=depth // 2, scan=scan, rngs=rngs)
         sizes = width, heads, int(mlp_ratio * width)
         block = functools.partial(Block, *sizes, dtype=self.dtype)
         joining = functools.partial(JoiningBlock, *sizes, dtype=self.dtype)

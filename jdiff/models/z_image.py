@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jdiff.models import joint, layers, rope
+from jdiff.models import joint, layers, rope, stacked
 from jdiff.models.attention import Attention
 from jdiff.models.dit import patchify, unpatchify
 from jdiff.models.initializers import normal, param, zeros
@@ -115,7 +115,7 @@ class ZImage(Module):
         fields = {"qk_norm": qk_norm, "eps": eps, "dtype": dtype}
         plain = functools.partial(Block, width, heads, 0, **fields)
         modulated = functools.partial(Block, width, heads, condition, **fields)
-        repeated = functools.partial(joint.repeated, scan=scan, rngs=rngs)
+        repeated = functools.partial(stacked.repeated, scan=scan, rngs=rngs)
         self.image_blocks = repeated(modulated, refiners)
         self.text_blocks = repeated(plain, refiners)
         self.blocks = repeated(modulated, depth)

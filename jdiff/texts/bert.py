@@ -74,10 +74,7 @@ class Bert(TextNetwork):
         block = functools.partial(
             Block, width, heads, hidden, activation, eps=eps, dtype=self.dtype
         )
-        if scan:
-            self.blocks = stacked.stack(block, depth, rngs)
-        else:
-            self.blocks = nnx.List([block(rngs=rngs) for _ in range(depth)])
+        self.blocks = stacked.repeated(block, depth, scan=scan, rngs=rngs)
         self.pool = linear(width, width, ("embed", None), self.dtype, rngs) if pooling else None
 
     def read(

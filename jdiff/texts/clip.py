@@ -166,9 +166,7 @@ def blocks(
     build = lambda rngs: Block(
         width, depth, heads, hidden, activation, eps=eps, dtype=dtype, rngs=rngs
     )
-    if scan:
-        return stacked.stack(build, depth, rngs)
-    return nnx.List([build(rngs) for _ in range(depth)])
+    return stacked.repeated(build, depth, scan=scan, rngs=rngs)
 
 
 def project(width: int, out: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> Linear:

@@ -90,10 +90,7 @@ class QwenText(TextNetwork):
             Block, width, heads, kv_heads, head_width, hidden, activation, bias=bias,
             qk_norm=qk_norm, eps=eps, dtype=self.dtype,
         )  # fmt: skip
-        if scan:
-            self.blocks = stacked.stack(block, depth, rngs)
-        else:
-            self.blocks = nnx.List([block(rngs=rngs) for _ in range(depth)])
+        self.blocks = stacked.repeated(block, depth, scan=scan, rngs=rngs)
         self.norm = RMSNorm(width, eps=eps, rngs=rngs)
 
     def read(

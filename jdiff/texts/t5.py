@@ -85,10 +85,7 @@ class T5Encoder(TextNetwork):
             Block, width, heads, head_width, hidden, activation, gated=gated, eps=eps,
             dtype=layers.float_dtype(dtype),
         )  # fmt: skip
-        if scan:
-            self.blocks = stacked.stack(block, depth, rngs)
-        else:
-            self.blocks = nnx.List([block(rngs=rngs) for _ in range(depth)])
+        self.blocks = stacked.repeated(block, depth, scan=scan, rngs=rngs)
         self.norm = RMSNorm(width, eps=eps, rngs=rngs)
 
     def read(
