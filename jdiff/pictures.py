@@ -13,10 +13,12 @@ from jdiff.errors import UserError
 #: Gap between cells, in pixels of the picture, and the gray that shows there.
 GAP = 2
 BACKGROUND = 255
-# Enlarged by whole factors until a cell is at least this wide.
-_CELL = 48
+# Enlarged by whole factors until a cell is at least this wide; that is, with captions of several
+# words below it.
+_CELL, _CELL_OF_WORDS = 48, 96
 _APART = 10  # pixels more between groups
 _LETTERS = 13  # pixels: the height of a line of captions
+_LINES = 4  # of a caption at most
 
 
 class Drawing(NamedTuple):
@@ -46,8 +48,8 @@ def grid(
       images: `[N, H, W, C]`, uint8 or float in [-1, 1] (clipped); C is 1 or 3.
       columns: images in a row; the square root of N, rounded up, unless given.
       scale: each pixel becomes scale x scale of them; by default the smallest that makes an image
-        48 pixels wide.
-      captions: a text below each image.
+        48 pixels wide, or 96 if captions have several words.
+      captions: a text below each image, in as many lines as it needs, at most four.
       group: so many columns belong together; a wider gap is left between groups.
 
     Raises:
@@ -70,12 +72,15 @@ def grid(
         images = np.asarray(to_uint8(images))
     count, height, width, _ = images.shape
     columns = min(columns or int(np.ceil(np.sqrt(count))), count)
-    scale = scale or max(1, -(-_CELL // width))
+    texts = [] if captions is None else [str(text) for text in captions]
+    cell = _CELL_OF_WORDS if any(" " in text for text in texts) else _CELL
+    scale = scale or max(1, -(-cell // width))
     images = np.broadcast_to(images, (count, height, width, 3))
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
 
     step_x = width * scale + GAP
-    step_y = height * scale + GAP + (_LETTERS if captions is not None else 0)
+    texts = [_lines(text, width * scale) for text in texts]
+    step_y = height * scale + GAP + _LETTERS * max(map(len, texts), default=0)
     rows = -(-count // columns)
     apart = [_APART * (group > 1) * (x // group) for x in range(columns)]
     width_x = columns * step_x + apart[-1] + GAP
@@ -84,10 +89,8 @@ def grid(
     corners = [(GAP + y * step_y, GAP + x * step_x + apart[x]) for y, x in places]
     for image, (y, x) in zip(images, corners):
         canvas[y : y + height * scale, x : x + width * scale] = image
-    if captions is None:
-        return canvas
     below = [(y + height * scale, x + width * scale // 2) for y, x in corners]
-    return _write_captions(canvas, captions, below, width * scale)
+    return _write(canvas, texts, below) if texts else canvas
 
 
 def at_size(images: Any, height: int, width: int) -> np.ndarray:
@@ -126,18 +129,42 @@ def to_png(image: Any) -> bytes:
     return file.getvalue()
 
 
-def _write_captions(
-    canvas: np.ndarray, captions: Sequence[str], places: list[tuple[int, int]], width: int
-) -> np.ndarray:
-    """Writes each text centered below (y, x), cut to `width` pixels."""
-    from PIL import Image, ImageDraw, ImageFont
+def _font() -> Any:
+    from PIL import ImageFont
 
-    picture = Image.fromarray(canvas)
+    return ImageFont.load_default(10)
+
+
+def _lines(text: str, width: int) -> list[str]:
+    """The words of a text in lines of at most `width` pixels; "…" stands for what is cut off."""
+    font, lines = _font(), [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if not lines[-1] or font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    if len(lines) > _LINES:
+        lines = [*lines[: _LINES - 1], " ".join(lines[_LINES - 1 :])]
+    return [_cut(line, width, font) for line in lines]
+
+
+def _cut(line: str, width: int, font: Any) -> str:
+    while len(line) > 1 and font.getlength(line) > width:
+        line = line.rstrip("…")[:-1] + "…"
+    return line
+
+
+def _write(
+    canvas: np.ndarray, texts: Sequence[Sequence[str]], places: Sequence[tuple[int, int]]
+) -> np.ndarray:
+    """Writes the lines of each text, centered, below (y, x)."""
+    from PIL import Image, ImageDraw
+
+    picture, font = Image.fromarray(canvas), _font()
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(10)
-    for text, (y, x) in zip(captions, places):
-        text = str(text)
-        while len(text) > 1 and draw.textlength(text, font) > width:
-            text = text.rstrip("…")[:-1] + "…"
-        draw.text((x, y + 1), text, fill=(90, 90, 90), font=font, anchor="ma")
+    for lines, (y, x) in zip(texts, places):
+        for i, line in enumerate(lines):
+            at = (x, y + 1 + i * _LETTERS)
+            draw.text(at, line, fill=(90, 90, 90), font=font, anchor="ma")
     return np.asarray(picture)

@@ -76,10 +76,23 @@ def test_another_size_takes_the_nearest_pixel():
 def test_captions_leave_the_images_alone():
     images = np.full((4, 8, 8, 1), 7, np.uint8)
     plain = pictures.grid(images, columns=2)
-    written = pictures.grid(images, columns=2, captions=["a", "b", "a very long name", ""])
+    written = pictures.grid(images, columns=2, captions=["a", "b", "averyveryverylongname", ""])
     assert written.shape[0] > plain.shape[0] and written.shape[1] == plain.shape[1]
     assert (written == 7).all(-1).sum() == (plain == 7).all(-1).sum()
     assert (written[50 + GAP : 60] < 200).any()  # letters below the first row
+
+
+def test_captions_of_several_words_have_as_many_lines_as_they_need():
+    images = np.full((2, 8, 8, 3), 7, np.uint8)
+    draw = lambda text: pictures.grid(images, columns=2, captions=[text, ""])
+    ink = lambda canvas: np.flatnonzero((canvas[100:] < 200).any((1, 2)))  # below cells of 96
+    one, two, many = map(draw, ("a red", "a red fox in the deep snow", "word " * 40))
+    assert one.shape[1] == two.shape[1] == 2 * (96 + GAP) + GAP
+    line = ink(one).max() - ink(one).min()
+    assert ink(two).max() - ink(two).min() > 1.5 * line
+    assert many.shape[0] - one.shape[0] == 3 * (two.shape[0] - one.shape[0])  # four at most
+    middle = GAP + 96 + GAP // 2
+    assert (many[100:, middle:] == pictures.BACKGROUND).all()  # cut off, not over the next cell
 
 
 @pytest.mark.parametrize(
