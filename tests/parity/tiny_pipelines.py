@@ -9,6 +9,8 @@ import numpy as np
 from checkpoints import channels_first, images, randomise
 from peers import peer
 
+from jdiff import interop
+
 torch = peer("torch")
 diffusers = peer("diffusers")
 transformers = peer("transformers")
@@ -99,6 +101,29 @@ def assert_same(ours: Any, theirs: np.ndarray) -> None:
     assert ours.shape == theirs.shape
     assert theirs.std() > 0.05 and np.abs(theirs[0] - theirs[1]).max() > 8 / 255
     assert np.abs(ours - theirs).max() < 2 / 255
+
+
+def assert_as_near_in_half(
+    pipeline: Any, folder: pathlib.Path, start: np.ndarray, latents: Any, asked: dict[str, Any],
+    ours: dict[str, Any],
+) -> None:  # fmt: skip
+    """In bfloat16 our image is about as near to that of float32 as diffusers' own in bfloat16.
+
+    Args:
+      pipeline: diffusers', in float32; changed to bfloat16.
+      folder: to save it in.
+      start: the noise for us.
+      latents: the same for diffusers.
+      asked: of its call.
+      ours: of our call.
+    """
+    latents = torch.tensor(np.asarray(latents))
+    wanted = drawn(pipeline, latents, **asked)
+    pipe = interop.load(saved(pipeline, folder), dtype="bfloat16", compute="bfloat16")
+    half = drawn(pipeline.to(torch.bfloat16), latents.to(torch.bfloat16), **asked)
+    found = np.clip(np.asarray(pipe(KEY, PROMPTS, noise=start, **ours), np.float32) / 2 + 0.5, 0, 1)
+    error = lambda images: np.sqrt(np.mean((images - wanted) ** 2))
+    assert 1e-4 < error(found) < 1.5 * error(half)  # and not float32 in secret
 
 
 def saved(pipeline: Any, folder: pathlib.Path) -> pathlib.Path:

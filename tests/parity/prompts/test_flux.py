@@ -43,6 +43,16 @@ def test_guidance_told_and_guidance_from_negative_prompts(tmp_path):
 
 
 def test_schnell_is_told_no_scale(tmp_path):
-    family = interop.load(tiny.saved(pipeline(told=False), tmp_path)).prompts
-    cond, null, weight = family.asked(["a fox"], None, (16, 16), 3.5)
-    assert sorted(cond) == ["pooled", "text"] and weight is None and family.steps == 4
+    theirs, noise = pipeline(told=False), tiny.noise()
+    pipe = interop.load(tiny.saved(theirs, tmp_path))
+    cond, null, weight = pipe.prompts.asked(["a fox"], None, (16, 16), 3.5)
+    assert sorted(cond) == ["pooled", "text"] and weight is None and pipe.prompts.steps == 4
+    wanted = tiny.drawn(theirs, tiny.packed(noise), prompt=tiny.PROMPTS, height=16, width=16)
+    ours = pipe(tiny.KEY, tiny.PROMPTS, steps=tiny.STEPS, size=16, noise=noise)
+    tiny.assert_same(ours, wanted)
+
+
+def test_in_half_precision(tmp_path):
+    noise, ours = tiny.noise(), {"guidance_scale": 2.5, "steps": tiny.STEPS, "size": 16}
+    asked = {"prompt": tiny.PROMPTS, "guidance_scale": 2.5, "height": 16, "width": 16}
+    tiny.assert_as_near_in_half(pipeline(), tmp_path, noise, tiny.packed(noise), asked, ours)

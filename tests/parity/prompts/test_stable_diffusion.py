@@ -32,3 +32,11 @@ def test_with_negative_prompts(tmp_path):
         tiny.KEY, tiny.PROMPTS, tiny.NEGATIVES, steps=tiny.STEPS, guidance_scale=4.0, noise=noise
     )
     tiny.assert_same(ours, wanted)
+
+
+def test_in_half_precision(tmp_path):
+    noise, asked = tiny.noise(), {"prompt": tiny.PROMPTS, "guidance_scale": 4.0}
+    ours = {"guidance_scale": 4.0, "steps": tiny.STEPS}
+    tiny.assert_as_near_in_half(
+        pipeline(), tmp_path, noise, tiny.channels_first(noise), asked, ours
+    )

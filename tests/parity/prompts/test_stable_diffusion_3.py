@@ -45,3 +45,11 @@ def test_with_t5_and_without(tmp_path):
     short = interop.load(folder)(tiny.KEY, tiny.PROMPTS, tiny.NEGATIVES, noise=noise, **ASKED)
     tiny.assert_same(short, wanted)
     assert np.abs(np.asarray(short) - np.asarray(ours)).max() > 8 / 255
+
+
+def test_in_half_precision(tmp_path):
+    noise = tiny.noise()
+    asked = {"prompt": tiny.PROMPTS, "guidance_scale": 4.0, "height": 16, "width": 16}
+    tiny.assert_as_near_in_half(
+        pipeline(), tmp_path, noise, tiny.channels_first(noise), asked, ASKED
+    )
