@@ -2,8 +2,9 @@
 
     jdiff prepare emoji lpips
     python experiments/ldm_downsampling.py            # hours on a GPU; resumable
+    python experiments/ldm_downsampling.py --small    # 32 pixels, factors 1, 2 and 4: two cores
     python experiments/ldm_downsampling.py --quick    # 8 x 8 digits, factors 1 and 2, minutes
-    python experiments/ldm_downsampling.py --report   # the tables of what is kept
+    python experiments/ldm_downsampling.py --small --report   # the tables of what is kept
 
 The trade-off of Rombach et al. 2022 (2112.10752, section 4.1, figures 6 and 7) on emoji of 64 x 64
 pixels: autoencoders of factors 2, 4 and 8, trained for equally many steps, and one U-Net, the same
@@ -52,7 +53,7 @@ class Settings(NamedTuple):
       factors: pixels of a side that are one latent's.
       widths: of the autoencoders' levels; factor 2^n has the first n + 1.
       latent_channels: of the latents by factor.
-      first_steps: of training an autoencoder.
+      first_steps, first_rate: steps of training an autoencoder, and its learning rate.
       perceptual, adversarial: weights of its loss.
       steps: of training on pixels, which are the compute of all.
       parts: of it, after which distances are measured.
@@ -65,6 +66,7 @@ class Settings(NamedTuple):
     widths: tuple[int, ...] = (64, 128, 128, 256)
     latent_channels: tuple[int, ...] = (3, 3, 4)
     first_steps: int = 20_000
+    first_rate: float = 2e-4
     perceptual: float = 1.0
     adversarial: float = 0.5
     channels: int = 64
@@ -77,10 +79,16 @@ class Settings(NamedTuple):
     dtype: str = "bfloat16"
 
 
+# Without LPIPS, which would be most of a step of autoencoders as small as these.
+SMALL = Settings(
+    size=32, factors=(1, 2, 4), widths=(16, 32, 64), latent_channels=(3, 4), first_steps=1000,
+    first_rate=1e-3, perceptual=0.0, adversarial=0.0, channels=32, steps=800, batch=32,
+    parts=(0.25, 0.5, 1.0), num=1000, evaluations=17, dtype="float32",
+)  # fmt: skip
 QUICK = Settings(
     data="digits_rgb", size=8, factors=(1, 2), widths=(8, 16), latent_channels=(2,),
-    first_steps=300, perceptual=0.0, adversarial=0.0, channels=8, multipliers=(1, 2), steps=60,
-    parts=(0.5, 1.0), num=100, evaluations=9, dtype="float32",
+    first_steps=300, first_rate=2e-3, perceptual=0.0, adversarial=0.0, channels=8,
+    multipliers=(1, 2), steps=60, parts=(0.5, 1.0), num=100, evaluations=9, dtype="float32",
 )  # fmt: skip
 
 
@@ -121,7 +129,7 @@ def first_config(s: Settings, factor: int, workdir: pathlib.Path) -> Any:
         c.model.update({"attention": False, "blocks": 1, "groups": None})
     c.loss.update({"perceptual": s.perceptual, "adversarial": s.adversarial,
                    "start": s.first_steps // 10})  # fmt: skip
-    c.optimizer.learning_rate = 2e-4 if s.size >= 32 else 2e-3
+    c.optimizer.learning_rate = s.first_rate
     c.ema = {"ema": {"kind": "constant", "decay": 0.999 if s.size >= 32 else 0.9, "warmup": 0.05}}
     c.train.update({"batch_size": s.batch, "steps": s.first_steps, "sample_every": s.first_steps,
                     "checkpoint_every": max(1, s.first_steps // 10), "keep": 1})  # fmt: skip
@@ -416,13 +424,15 @@ def picture(s: Settings, found: dict, floor: float, workdir: pathlib.Path,
 def main(argv: list[str] | None = None) -> dict[tuple[int, float], Figures]:
     """Does what is missing, prints the table and, unless quick, writes the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="digits, factors 1 and 2")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--small", action="store_true", help="emoji of 32 x 32 pixels, on two cores")
+    form.add_argument("--quick", action="store_true", help="digits, factors 1 and 2")
     parser.add_argument("--report", action="store_true", help="train and measure nothing")
     parser.add_argument("--workdir", type=pathlib.Path, help="where everything is kept")
     parser.add_argument("--out", type=pathlib.Path, help="the file of the figure")
     args = parser.parse_args(argv)
-    s = QUICK if args.quick else Settings()
-    name = "ldm_downsampling_quick" if args.quick else "ldm_downsampling"
+    s = QUICK if args.quick else SMALL if args.small else Settings()
+    name = "ldm_downsampling" + ("_quick" if args.quick else "_small" if args.small else "")
     workdir = args.workdir or pathlib.Path("runs") / name
     console = Console()
     claim(workdir, s)
@@ -434,7 +444,7 @@ def main(argv: list[str] | None = None) -> dict[tuple[int, float], Figures]:
     floor = frechet(judge().held_out, judge().train)
     print("\n" + table(s, found, first))
     print(f"\nheld-out images: {floor:.2f}\n", flush=True)
-    out = args.out or (None if args.quick else HERE / "docs" / "images" / "ldm_downsampling.png")
+    out = args.out or (None if args.quick else HERE / "docs" / "images" / f"{name}.png")
     if out is not None and found:
         picture(s, found, floor, workdir, out)
     return found
