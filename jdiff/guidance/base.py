@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jdiff.errors import UserError, choose
+from jdiff.guidance.scales import acts, hide
 from jdiff.predictions import Parameterization, Prediction, from_x0
 from jdiff.pytree import Array, PyTree, broadcast_time, expand, is_concrete, stack, unstack
 from jdiff.schedules import is_schedule
@@ -45,6 +46,16 @@ class Guided:
 class Extrapolation(Guided):
     """A guidance that evaluates a pair of predictions and extrapolates; defines `pair`."""
 
+    scale: Any
+
+    def acts(self, t: Array) -> Array | None:
+        """Whether it changes any prediction at times t `[B]`; None where only the pair can tell."""
+        return acts(self.scale, self.schedule, t)
+
+    def alone(self, x: PyTree, t: Array, cond: PyTree) -> Prediction:
+        """The good prediction, without the call that makes the bad one."""
+        return self.denoiser(x, t, hide(dict(cond or {}), self.scale))
+
     def pair(self, x: PyTree, t: Array, cond: PyTree) -> Pair:
         """The two predictions at x `[B, ...]`, t `[B]`, and the scale: all network calls."""
         raise NotImplementedError  # abstract
@@ -54,15 +65,34 @@ class Extrapolation(Guided):
         return extrapolate(*pair)
 
     def __call__(self, x: PyTree, t: Array, cond: PyTree = None) -> Prediction:
-        """x `[B, ...]`, t `[B]` or a scalar -> the guided prediction."""
+        """x `[B, ...]`, t `[B]` or a scalar -> the guided prediction.
+
+        Where no t lies in the interval of `scales.interval`, the good one alone is computed. (Both
+        are under vmap over t or over the interval's ends, where a branch is a choice of results.)
+        """
         t = broadcast_time(t, x)
-        return self.guide(x, t, self.pair(x, t, cond))
+        guided = lambda: self.guide(x, t, self.pair(x, t, cond))
+        alone = lambda: raised(self.alone(x, t, cond))
+        needed = self.acts(t)
+        if needed is None:
+            return guided()
+        if is_concrete(needed):
+            return guided() if needed else alone()
+        return jax.lax.cond(needed, guided, alone)
 
 
 class Refinement(Extrapolation):
     """Another extrapolation, with its pair changed on the way in or its result on the way out."""
 
     denoiser: Extrapolation
+
+    def acts(self, t: Array) -> Array | None:
+        """As the guidance inside: of equal predictions, most refinements make the same again."""
+        return self.denoiser.acts(t)
+
+    def alone(self, x: PyTree, t: Array, cond: PyTree) -> Prediction:
+        """The good prediction of the guidance inside."""
+        return self.denoiser.alone(x, t, cond)
 
     def pair(self, x: PyTree, t: Array, cond: PyTree) -> Pair:
         """The pair of the guidance inside."""
@@ -88,6 +118,13 @@ def extrapolate(bad: Prediction, good: Prediction, w: Array | float) -> Predicti
 
     x0, eps = jax.tree.map(mix, (bad.x0, bad.eps), (good.x0, good.eps))
     return good._replace(x0=x0, eps=eps)
+
+
+def raised(prediction: Prediction) -> Prediction:
+    """x0 and eps in float32 or better, as an extrapolation gives them."""
+    raise_ = lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32))
+    x0, eps = jax.tree.map(raise_, (prediction.x0, prediction.eps))
+    return prediction._replace(x0=x0, eps=eps)
 
 
 def weighted(predictions: list[Prediction], weights: list[Array | float]) -> Prediction:
@@ -156,8 +193,7 @@ def refuse_pure_noise(where: str, schedule: PyTree, why: str) -> None:
 
 def to_target(target: str, schedule: PyTree, prediction: Prediction, t: Array) -> PyTree:
     """The prediction as one tree: "x0", "eps", "v", "velocity" or "score". float32 or better."""
-    raised = lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32))
-    x0, eps = jax.tree.map(raised, (prediction.x0, prediction.eps))
+    x0, eps = raised(prediction)[:2]
     return x0 if target == "x0" else Parameterization(target).target_of(schedule, x0, eps, t)
 
 

@@ -8,6 +8,7 @@ from jdiff.guidance.base import Extrapolation, Pair, call_together
 from jdiff.guidance.rescale import rescale as rescaled
 from jdiff.guidance.scales import PerSample, as_scale, hide, read
 from jdiff.guidance.scales import interval as within
+from jdiff.predictions import Prediction
 from jdiff.pytree import Array, PyTree, struct
 
 
@@ -18,6 +19,10 @@ class CFG(Extrapolation):
     denoiser: Any
     scale: Any
     null: PyTree
+
+    def alone(self, x: PyTree, t: Array, cond: PyTree) -> Prediction:
+        """The prediction under the condition given."""
+        return self.denoiser(x, t, hide(dict(cond or {}), self.scale, *self.null.values()))
 
     def pair(self, x: PyTree, t: Array, cond: PyTree) -> Pair:
         """One joint call: the null condition and the condition given."""
@@ -43,8 +48,8 @@ def cfg(
       null: the value of each guided entry that means "no condition", e.g. {"label": 10}; a negative
         prompt in its place pushes away from that. `per_sample("negative")` reads
         `cond["negative"]`, one value for each sample.
-      interval: (low, high) in logSNR: guidance acts where low < logsnr <= high, and the scale is 1
-        elsewhere; short for scale=`scales.interval(scale, low, high)`.
+      interval: (low, high) in logSNR: guidance acts where low < logsnr <= high; elsewhere the
+        scale is 1 and the null is not computed. Short for `scales.interval(scale, low, high)`.
       rescale: 0 to 1, how far the guided x0 gets back the standard deviation of the conditional
         one; short for `guidance.rescale(cfg(...), rescale)`.
 

@@ -13,6 +13,9 @@ class CFGpp(Refinement):
 
     denoiser: Any
 
+    def acts(self, t: Array) -> None:
+        """Nothing is known: the bad prediction's eps is needed where the scale is 1 too."""
+
     def guide(self, x: PyTree, t: Array, pair: Pair) -> Prediction:
         """The guided x0, with the unconditional eps."""
         return self.denoiser.guide(x, t, pair)._replace(eps=pair.bad.eps)

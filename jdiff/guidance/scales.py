@@ -78,10 +78,14 @@ class Interval(Scale):
         """Those of the scale inside."""
         return getattr(self.scale, "entries", ())
 
+    def inside(self, schedule: PyTree, t: Array) -> Array:
+        """Whether times t `[B]` are in the interval: bool `[B]`."""
+        logsnr = first(schedule).logsnr(t)
+        return (self.low < logsnr) & (logsnr <= self.high)
+
     def at(self, schedule: PyTree, t: Array, cond: dict[str, PyTree]) -> Array:
         """The scale inside, or 1."""
-        logsnr = first(schedule).logsnr(t)
-        inside = (self.low < logsnr) & (logsnr <= self.high)
+        inside = self.inside(schedule, t)
         return jnp.where(inside, _value(self.scale, schedule, t, cond), 1.0)
 
 
@@ -256,6 +260,12 @@ def read(scale: Any, schedule: PyTree, t: Array, cond: dict[str, PyTree]) -> Arr
             "through guidance around this one."
         )
     return w
+
+
+def acts(scale: Any, schedule: PyTree, t: Array) -> Array | None:
+    """Whether a scale may be other than 1 at any of the times t `[B]`; None where its value alone
+    can tell."""
+    return scale.inside(schedule, t).any() if isinstance(scale, Interval) else None
 
 
 def hide(cond: dict[str, PyTree], *scales: Any) -> dict[str, PyTree]:

@@ -112,6 +112,49 @@ def test_an_interval_is_open_below_and_closed_above_in_log_snr():
     assert acted((middle, high)) == [1.0, 1.0, 3.0]
 
 
+def _counted(calls):
+    """A denoiser that notes the sizes of the batches that are computed, compiled or not."""
+
+    def denoise(x, t, cond):
+        jax.debug.callback(lambda n: calls.append(int(n)), len(x))
+        return DENOISE(x, t, cond)
+
+    return denoisers.function(denoise, EDM)
+
+
+def test_outside_an_interval_the_null_is_not_computed():
+    """Neither by solvers nor in sweeps over scales; where one sample needs it, all have it."""
+    calls = []
+    guided = lambda scale: guidance.cfg(_counted(calls), scale, NULL, interval=(-1.0, 2.0))
+
+    def computed(f, *inputs):
+        calls.clear()
+        jax.block_until_ready(f(*inputs))
+        jax.effects_barrier()
+        return sorted(calls)
+
+    for call in (jax.jit(guided(3.0)), guided(3.0)):
+        assert computed(call, X, 3.0, COND) == [3] and computed(call, X, 1.0, COND) == [6]
+        assert computed(call, X, T, COND) == [6]
+    assert computed(guidance.rescale(guidance.apg(guided(3.0)), 0.5), X, 3.0, COND) == [3]
+    assert computed(guidance.cfg_pp(guided(0.5)), X, 3.0, COND) == [6]
+
+    times = grids.karras(EDM, 6)
+    draw = lambda denoise: sample(
+        jax.random.key(0), denoise, shape=(1,), cond=COND, times=times, solver=solvers.euler()
+    )
+    acts = [-1.0 < -2 * np.log(t) <= 2.0 for t in times[:-1]]
+    sizes = sorted(6 if inside else 3 for inside in acts)
+    assert 0 < sum(acts) < 6 and computed(draw, guided(3.0)) == sizes
+    everywhere = lambda s, t: jnp.where((s.logsnr(t) > -1.0) & (s.logsnr(t) <= 2.0), 3.0, 1.0)
+    same(draw(guided(3.0)), draw(guidance.cfg(DENOISE, everywhere, NULL)), 1e-4, 1e-5)
+
+    plain = lambda scale: guidance.cfg(DENOISE, scale, NULL, interval=(-1.0, 2.0))
+    sweep = jax.vmap(lambda scale: draw(plain(scale)))
+    assert " cond[" in str(jax.make_jaxpr(sweep)(jnp.asarray([1.0, 3.0])))
+    np.testing.assert_allclose(sweep(jnp.asarray([1.0, 3.0]))[1], draw(plain(3.0)), rtol=1e-4)
+
+
 class _Images:
     """A labelled denoiser of random images: std 1 for label 0, other means for the null."""
 
@@ -173,7 +216,7 @@ def test_a_scale_interval_rescale_or_null_of_another_value_does_not_recompile():
 
     draw(1.5, -3.0, 0.1, 2)
     compiled = sampling._run._cache_size()
-    results = [draw(2.5, -3.0, 0.1, 2), draw(2.5, -1.0, 0.3, 2), draw(2.5, -1.0, 0.3, 1)]
+    results = [draw(2.5, -3.0, 0.1, 2), draw(2.5, -2.0, 0.3, 2), draw(2.5, -2.0, 0.3, 1)]
     assert sampling._run._cache_size() == compiled
     assert len({float(r.sum()) for r in results}) == 3
     draw(2, -3.0, 0.1, 2)  # a whole number is a scale like any other
