@@ -31,7 +31,7 @@ def encoded(c, latent=None):
 
 
 @pytest.mark.parametrize(
-    ("size", "latent", "millions"), [("full", (8, 4), 63), ("64", (4, 3), 63), ("small", None, 4)]
+    ("size", "latent", "millions"), [("full", (8, 4), 63), ("64", (4, 3), 63), ("small", None, 3)]
 )
 def test_the_networks_fit_the_sets_and_are_told_the_texts(size, latent, millions):
     c = config.load(f"{CONFIGS / 'emoji_t2i.py'}:{size}")
