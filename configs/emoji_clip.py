@@ -17,7 +17,7 @@ Beside each figure stand that of chance and that of as many pictures of the trai
 no published figure.
 
 `--config=configs/emoji_clip.py:small` is for 32 x 32 pixels (--size=32, --name=emoji32_minilm) with
-narrower towers, batches of 256 and 1,500 steps of 0.67 core-seconds: ten minutes on two cores.
+narrower towers, batches of 256 and 1,500 steps: twelve minutes on two cores.
 """
 
 import ml_collections

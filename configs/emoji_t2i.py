@@ -17,7 +17,7 @@ picture of training, and compared with the training split (config.evaluation.ref
   small  32 x 32 pixels without an autoencoder (`jdiff encode --data=emoji --size=32 --resample=box
          --text=minilm --length=32 --name=emoji32_minilm`): a U-Net that sees the text's tokens at
          8 x 8 pixels, with EDM's preconditioning. Training takes 33 ms of a core an image: 12,000
-         steps of 16 are less than an hour on two.
+         steps of 16 were 58 minutes on two.
 
 How well samples match their captions needs a scorer, trained on the same split:
 `jdiff train --config=configs/emoji_clip.py:small --workdir=runs/emoji_clip` and then
