@@ -1,7 +1,6 @@
 """Latents in the place of images: drawn in the loss, and decoded where somebody looks at them."""
 
 import hashlib
-import json
 import pathlib
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jdiff import jsonfile
 from jdiff.data import encoded
 from jdiff.errors import UserError
 from jdiff.pytree import Array
@@ -75,10 +75,7 @@ def open_autoencoder(where: str | pathlib.Path) -> Any:
             f"{where} is no autoencoder: neither the run directory of one nor a folder with a "
             "config.json."
         )
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    config = jsonfile.read(path)
     if "_class_name" not in config:
         return jdiff.load_autoencoder(folder)
     from jdiff import interop

@@ -7,7 +7,6 @@ Vectors of both are of length one: their products are cosines.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff import runs
+from jdiff import jsonfile, runs
 from jdiff.captions import reader
 from jdiff.errors import UserError
 from jdiff.evaluation.features import check_images
@@ -88,10 +87,7 @@ def load(where: str | pathlib.Path, *, batch: int | None = None) -> Scorer:
             f"{where} is no scorer: neither the run directory of a contrastive run nor the folder "
             "of a CLIP."
         )
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    config = jsonfile.read(path)
     if "architectures" in config:
         return of_clip(folder, batch or 32)
     if config.get("kind") != "contrastive":

@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from jdiff import jsonfile
 from jdiff.errors import UserError, choose
 
 #: The names of safetensors for the dtypes of numpy.
@@ -37,7 +38,7 @@ def tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors of a file by name, as read-only views that are read when touched.
 
     Raises:
-      UserError: not a safetensors file, or one that is cut off or damaged.
+      UserError: not a safetensors file, or one that is cut off, damaged, or a pointer of git-lfs.
     """
     path = pathlib.Path(path)
     if path.suffix in _PICKLES:
@@ -49,6 +50,8 @@ def tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is not a file.")
     size = path.stat().st_size
     with path.open("rb") as file:
+        jsonfile.refuse_pointer(path, file.read(len(jsonfile.POINTER)))
+        file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
             raise UserError(f"{path} is not a safetensors file, or is cut off: {size} bytes.")
@@ -101,7 +104,7 @@ def component(folder: str | pathlib.Path, variant: str | None = None) -> dict[st
     first = found[variant or ""]
     if first.suffix != ".json":
         return tensors(first)
-    shards = json.loads(first.read_text())["weight_map"]
+    shards = jsonfile.read(first).get("weight_map", {})
     files = {name: folder / name for name in sorted(set(shards.values()))}
     if absent := [name for name, path in files.items() if not path.is_file()]:
         raise UserError(f"{first} names shards that are not there: {', '.join(absent)}.")

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jdiff import jsonfile
 from jdiff.errors import UserError, choose
 from jdiff.interop import loading, prompts, schedulers
 from jdiff.interop.families import BY_CLASS
@@ -42,7 +43,7 @@ def load(
         raise UserError(
             f"{folder} has neither a model_index.json (a pipeline) nor a config.json (a component)."
         )
-    index = json.loads(path.read_text())
+    index = jsonfile.read(path)
     named = {name: entry[1] for name, entry in index.items() if _is_component(entry)}
     main = next((name for name in NETWORKS if name in named), None)
     if main is None:
@@ -60,7 +61,7 @@ def load(
         name: loading.load_component(found[name], **(options if name == main else common))
         for name in known
     }
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    config = jsonfile.read(folder / "scheduler" / "scheduler_config.json")
     read = {"scheduler", *components}
     if index.get("_class_name") in prompts.BY_CLASS:  # then its tokenizers are read when asked
         read |= {name for name in found if name.startswith("tokenizer")}

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff import models
+from jdiff import jsonfile, models
 from jdiff.errors import UserError, choose
 from jdiff.interop import files, tables
 from jdiff.interop.families import BY_CLASS
@@ -87,7 +87,7 @@ def load_component(
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} has no config.json; a component's folder holds one.")
-    config = json.loads(path.read_text())
+    config = jsonfile.read(path)
     family = _family(config, path)
     given = files.component(folder, variant)
     return assemble(

@@ -6,11 +6,11 @@ tokenizer_config.json's added_tokens_decoder or in added_tokens.json. All of it 
 sentencepiece file alone is not.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from jdiff import jsonfile
 from jdiff.errors import UserError
 from jdiff.texts.tokens import Tokenizer
 
@@ -265,9 +265,4 @@ def _pairs(folder: pathlib.Path, **options: Any) -> Any:
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}.") from None
+    return jsonfile.read(path) if path.is_file() else {}

@@ -95,6 +95,9 @@ def test_a_file_that_is_cut_off_or_is_none_is_refused(tmp_path):
     path.write_bytes(b"\x04" + b"\0" * 7 + b"nope" + b"\0" * 20)
     with pytest.raises(UserError, match="no JSON"):
         files.tensors(path)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3438167540\n")
+    with pytest.raises(UserError, match="git lfs pull"):
+        files.tensors(path)
     with pytest.raises(UserError, match="is not a file"):
         files.tensors(tmp_path / "absent.safetensors")
 

@@ -168,10 +168,11 @@ def test_folders_that_lack_a_part(folder, tmp_path):
         ),
         ("e", {"index": {"text_encoder": ["x", "CLIPTextModl"]}}, "Did you mean 'CLIPTextModel'"),
         ("f", {"index": {"vae": [None, None]}}, "names no vae"),
+        ("g", {"without": "scheduler"}, "scheduler_config.json is not there"),
     ):
         with pytest.raises(UserError, match=message):
             interop.load(broken(name, **arguments))(KEY, "a cat", **ASKED)
-    other = broken("g")
+    other = broken("h")
     tokens = other / "tokenizer" / "vocab.json"
     vocab = json.loads(tokens.read_text())
     tokens.write_text(json.dumps(vocab | {f"new{i}": len(vocab) + i for i in range(20)}))
