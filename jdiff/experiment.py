@@ -377,7 +377,8 @@ def sampler(config: ml_collections.ConfigDict, denoiser: Any, null: dict[str, fl
     if c.threshold is not None:
         known = {"static": guidance.static_threshold, "dynamic": guidance.dynamic_threshold}
         given = {"name": c.threshold} if isinstance(c.threshold, str) else c.threshold
-        made = {name: partial(threshold, denoiser) for name, threshold in known.items()}
+        limit = 2.0 if config.low_res.residual else 1.0  # one image less another reaches 2
+        made = {name: partial(fn, denoiser, limit=limit) for name, fn in known.items()}
         denoiser = call("config.sampling.threshold", made, given)
     return denoiser, solver, times
 

@@ -27,7 +27,8 @@ class Kind(Protocol):
     """What such a module gives.
 
     An experiment, which `build` makes, is a value with the attributes `config`, `optimizer`,
-    `learning_rate`, `averages` and `layout`, and the methods
+    `learning_rate`, `averages`, `layout` and `empty` (what became of the empty text, kept with the
+    run; {} unless training needs it), and the methods
 
         init(key) -> params                     fresh weights, a tree of nested dicts
         shapes() -> params                      their shapes, without drawing them

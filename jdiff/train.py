@@ -94,7 +94,7 @@ def _train(
     pictured = kind.drawing(exp, config, key_sample, info)
     if line.first:
         runs.claim(workdir, config)
-        runs.keep_empty(workdir, getattr(exp, "empty", {}))
+        runs.keep_empty(workdir, exp.empty)
     cache.enable(config.compile_cache, config.cache_dir)
 
     begin, like = _beginning(exp, key_init, key_train, frozen)

@@ -110,6 +110,19 @@ def test_a_threshold_takes_its_numbers_from_a_section():
         experiment.sampler(c, exact, {"label": 10})
 
 
+@pytest.mark.parametrize("name", ["static", "dynamic"])
+def test_what_one_image_has_beyond_another_is_kept_whole(name):
+    """White beyond black is 2, which clipping to 1, as of images, would make gray."""
+    c = tiny()
+    c.sampling.threshold = name
+    exact = denoisers.exact(jnp.full((1, 8, 8, 1), 2.0), schedules.edm())
+    for residual, found in ((True, 2.0), (False, 1.0)):
+        c.low_res.residual = residual
+        denoise, _, _ = experiment.sampler(c, exact, {"label": 10})
+        x0 = denoise(jnp.ones((1, 8, 8, 1)), jnp.array([3.0])).x0
+        np.testing.assert_allclose(x0, found, rtol=1e-6)
+
+
 def broken(path, value):
     c = tiny()
     *sections, field = path.split(".")

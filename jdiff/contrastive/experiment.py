@@ -55,6 +55,11 @@ class Experiment(NamedTuple):
     told: tuple[str, ...]
     layout: Layout | None
 
+    @property
+    def empty(self) -> dict[str, Any]:
+        """Nothing is guided here, so nothing of the empty text is kept."""
+        return {}
+
     def init(self, key: Array) -> PyTree:
         """Fresh weights."""
         from jdiff import models

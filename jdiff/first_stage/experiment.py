@@ -37,6 +37,11 @@ class Experiment(NamedTuple):
     averages: dict[str, ema.Average]
     layout: Layout | None
 
+    @property
+    def empty(self) -> dict[str, Any]:
+        """Nothing is guided here, so nothing of the empty text is kept."""
+        return {}
+
     def init(self, key: Array) -> PyTree:
         """Fresh parameters."""
         from jdiff import models
