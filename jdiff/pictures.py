@@ -130,9 +130,12 @@ def to_png(image: Any) -> bytes:
 
 
 def _font() -> Any:
+    """DejaVu Sans, which comes with matplotlib: Pillow's own has no accents."""
+    import matplotlib
     from PIL import ImageFont
 
-    return ImageFont.load_default(10)
+    folder = pathlib.Path(matplotlib.get_data_path())
+    return ImageFont.truetype(folder / "fonts" / "ttf" / "DejaVuSans.ttf", 9)
 
 
 def _lines(text: str, width: int) -> list[str]:

@@ -124,3 +124,8 @@ def test_a_saved_picture_reads_back(tmp_path, channels):
 def test_a_picture_that_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="x.png cannot be written"):
         pictures.save(tmp_path / "missing" / "x.png", np.zeros((2, 2, 3), np.uint8))
+
+
+def test_letters_with_accents_are_told_apart():
+    drawn = [pictures.grid(np.zeros((1, 8, 8, 3), np.uint8), captions=[c]) for c in "éñøчΩ"]
+    assert len({picture.tobytes() for picture in drawn}) == 5
