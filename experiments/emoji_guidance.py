@@ -17,6 +17,7 @@ distance is between pixels, and the scorer compares with the mean of each class.
 import argparse
 import json
 import pathlib
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -229,8 +230,9 @@ def picture(results: Mapping[Cell, tuple[Figures, np.ndarray]], ends: Mapping[st
 
     from jdiff import pictures
 
-    figure = plt.figure(figsize=(11, 7.5))
-    grid = figure.add_gridspec(2, 3, height_ratios=(1, 1.3))
+    shown = [cell for cell in results if cell.interval == next(iter(results)).interval]
+    figure = plt.figure(figsize=(11, 4.5 + 1.25 * len(shown)))
+    grid = figure.add_gridspec(2, 3, height_ratios=(3.2, 1.25 * len(shown)))
     axes = [figure.add_subplot(grid[0, i]) for i in range(3)]
     unguided = [cell for cell in results if cell.scale == 1]
     real_ones = ends["real pictures"]
@@ -253,13 +255,15 @@ def picture(results: Mapping[Cell, tuple[Figures, np.ndarray]], ends: Mapping[st
         axis.set_xticklabels([f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
     axes[0].legend(title="guided at logSNR")
-    shown = [cell for cell in results if cell.interval == next(iter(results)).interval]
     below = figure.add_subplot(grid[1, :])
     images = np.concatenate([results[cell][1] for cell in shown])
-    below.imshow(pictures.grid(images, columns=SHOWN))
-    below.axis("off")
-    scales = ", ".join(f"{cell.scale:g}" for cell in shown)
-    below.set_title(f"guided everywhere, scale {scales} from above: {'; '.join(captions[:3])}, ...")
+    below.imshow(pictures.grid(images, columns=SHOWN), extent=(0, SHOWN, len(shown), 0))
+    below.set_yticks(np.arange(len(shown)) + 0.5, [f"{cell.scale:g}" for cell in shown])
+    told = [textwrap.fill(caption, 16) for caption in captions[:SHOWN]]
+    below.set_xticks(np.arange(len(told)) + 0.5, told, fontsize=8)
+    below.set(ylabel=f"guidance scale, {shown[0].interval}")
+    below.tick_params(length=0)
+    below.spines[:].set_visible(False)
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=90, bbox_inches="tight")
