@@ -124,9 +124,10 @@ def first_config(s: Settings, factor: int, workdir: pathlib.Path) -> Any:
     c.data.update({"name": s.data, "size": s.size, "resample": "box",
                    "data_dir": str(data_dir(s, workdir))})  # fmt: skip
     c.model.update({"name": "kl", "widths": s.widths[: level + 1],
-                    "channels": s.latent_channels[level - 1]})  # fmt: skip
+                    "channels": s.latent_channels[level - 1],
+                    "groups": 32 if s.widths[0] % 32 == 0 else None})  # fmt: skip
     if s.size < 32:
-        c.model.update({"attention": False, "blocks": 1, "groups": None})
+        c.model.update({"attention": False, "blocks": 1})
     c.loss.update({"perceptual": s.perceptual, "adversarial": s.adversarial,
                    "start": s.first_steps // 10})  # fmt: skip
     c.optimizer.learning_rate = s.first_rate

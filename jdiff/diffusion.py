@@ -28,7 +28,7 @@ def frozen(
     """The weights of the run that config.loss.teacher names, and how they sample; (None, None)."""
     if config.loss.teacher is None:
         return None, None
-    return runs.teacher(config.loss.teacher, info, sizes)
+    return runs.teacher(config.loss.teacher, info, config.low_res, sizes)
 
 
 def check_later(exp: experiment.Experiment) -> None:

@@ -158,7 +158,7 @@ def read(reader: Any, texts: list[str], sharding: Any = None) -> dict[str, Array
 def encode(wanted: Wanted, tell: Callable[..., None] = lambda *_: None) -> pathlib.Path:
     """Encodes a data set and returns the folder; goes on where it was cut off.
 
-    Of many processes (`parallel.hosts`) each encodes a part of the shards; they share the folder.
+    Of many processes (`parallel.hosts`) each encodes every n-th shard of n; they share the folder.
 
     Args:
       tell: tell(text) of what is done, tell(text, done, total) of the examples.
@@ -320,10 +320,12 @@ def _write(
     tell: Callable[..., None],
 ) -> None:  # fmt: skip
     """Encodes and writes the shards that are missing, this process's part of them."""
-    todo = written.missing()
-    total, left = sum(written.sizes.values()), sum(s.stop - s.start for s in todo)
+    # A part of all, not of what is missing: of that, processes that look at other moments differ.
+    mine = written.all()[line.index :: line.count]
+    todo = [shard for shard in mine if not written.is_written(shard)]
+    total, left = (sum(s.stop - s.start for s in some) for some in (mine, todo))
     if left < total:
-        tell(f"going on: {len(written.all()) - len(todo)} of {len(written.all())} files are there")
+        tell(f"going on: {len(mine) - len(todo)} of {len(mine)} files are there")
     done = total - left
 
     def rows(parts: Iterator[tuple[shards.Shard, list[dict[str, Any]]]]) -> Iterator[dict]:
@@ -333,7 +335,7 @@ def _write(
             done += len(some)
             tell(shard.split, done, total)
 
-    made = _ahead(_batches(wanted, original, encoder, todo[line.index :: line.count]), 2)
+    made = _ahead(_batches(wanted, original, encoder, todo), 2)
     for shard, parts in itertools.groupby(made, key=lambda part: part[0]):
         written.write(shard, rows(parts))
 

@@ -35,6 +35,9 @@ _MAY_CHANGE = (
     "data.data_dir", "data.threads", "data.timeout", "data.autoencoder",
 )  # fmt: skip
 
+# What of config.low_res decides which images a stage makes, and from what.
+_MADE = ("factor", "down", "up", "residual")
+
 
 class Run(NamedTuple):
     """A trained run, ready to sample from.
@@ -168,7 +171,10 @@ def _layout(
 
 
 def teacher(
-    workdir: str | pathlib.Path, info: Any, mesh: Mapping[str, int] | None = None
+    workdir: str | pathlib.Path,
+    info: Any,
+    low_res: ml_collections.ConfigDict,
+    mesh: Mapping[str, int] | None = None,
 ) -> tuple[PyTree, Callable[[PyTree], experiment.Sampler]]:
     """(weights, weights -> (guided denoiser, solver, times)) of the run that another learns from.
 
@@ -177,10 +183,11 @@ def teacher(
     Args:
       workdir: what config.loss.teacher names.
       info: of the data of the run that learns.
+      low_res: its config.low_res.
       mesh: its devices an axis: the teacher's weights are split over it too.
 
     Raises:
-      UserError: as `load_run`, or the run's images or classes are others.
+      UserError: as `load_run`, or the run's images, classes or low-resolution input are others.
     """
     run = load_run(workdir, mesh=mesh)
     theirs, ours = ((i.shape, i.num_classes, i.fields) for i in (run.info, info))
@@ -188,6 +195,13 @@ def teacher(
         raise UserError(
             f"config.loss.teacher={str(workdir)!r} was trained on {run.info.name}, with (shape, "
             f"classes, conditions) {theirs}; {info.name} has {ours}."
+        )
+    made = lambda c: [c[name] for name in _MADE] if c.factor else None
+    theirs, ours = made(run.config.low_res), made(low_res)
+    if theirs != ours:
+        raise UserError(
+            f"config.loss.teacher={str(workdir)!r} was trained with config.low_res "
+            f"({', '.join(_MADE)}) {theirs}; this run has {ours}."
         )
 
     def of(weights: PyTree) -> experiment.Sampler:

@@ -129,9 +129,20 @@ def divide(path):
     return {"whole": bool(np.array_equal(found, rows**2)), "own": seen[0], "waited": waited}
 
 
+def encoding(root, coder, name):
+    """Examples that this process encoded of the set of encoded_sets.py, eight a file."""
+    from jdiff import encoding as encode
+
+    encode.SHARD, told = 8, []
+    wanted = encode.Wanted("pics", name, autoencoder=coder, batch=4, data_dir=root)
+    encode.encode(wanted, lambda text, *numbers: told.append(numbers))
+    return {"numbers": [numbers for numbers in told if numbers][-1]}
+
+
 TASKS = {
     "train": training, "onward": onward, "as_far": as_far, "wait": waiting, "sample": sampling,
     "share": share, "rows": rows, "divide": divide, "evaluate": evaluating,
+    "encode": encoding,
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from jdiff import config, experiment, runs
+from jdiff import config, experiment, kinds, runs
 from jdiff.data.sources import Info
 from jdiff.errors import UserError
 from jdiff.models.flops import flops
@@ -42,8 +42,8 @@ def test_the_counted_network_is_the_one_that_is_trained(tmp_path, monkeypatch):
     assert flops(exp.apply, exp.shapes(), *given) == ldm.operations(s, 2)
 
 
-@pytest.mark.parametrize("settings", [FULL, ldm.QUICK], ids=["full", "quick"])
-def test_configs_are_of_their_kinds(settings, tmp_path, monkeypatch):
+@pytest.mark.parametrize("settings", [FULL, ldm.SMALL, ldm.QUICK], ids=["full", "small", "quick"])
+def test_configs_make_networks_of_their_kinds(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(ldm, "data_dir", lambda s, workdir: tmp_path)
     for factor in settings.factors:
         c = ldm.config(settings, factor, tmp_path, 7)
@@ -52,6 +52,8 @@ def test_configs_are_of_their_kinds(settings, tmp_path, monkeypatch):
         if factor > 1:
             first = ldm.first_config(settings, factor, tmp_path)
             assert first.kind == "autoencoder" and len(first.model.widths) == np.log2(factor) + 1
+            info = Info(settings.data, "train", (settings.size, settings.size, 3), 10, (), 100)
+            assert set(kinds.of(first).build(first, info).shapes()) >= {"autoencoder"}
             assert config.from_json(config.to_json(first)) == first
 
 

@@ -73,9 +73,9 @@ class Shards:
                 found.append(Shard(split, k, count, *ends))
         return found
 
-    def missing(self) -> list[Shard]:
-        """Those that are not written yet."""
-        return [shard for shard in self.all() if not self.path(shard).is_file()]
+    def is_written(self, shard: Shard) -> bool:
+        """Whether its file is there, whole."""
+        return self.path(shard).is_file()
 
     def path(self, shard: Shard) -> pathlib.Path:
         """The file of a shard."""

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 
+import encoded_sets
 import host_tasks
 import jax
 import numpy as np
@@ -105,6 +106,8 @@ def measured(tmp_path_factory):
     """(folder with the runs, what the processes of each group told)."""
     folder = tmp_path_factory.mktemp("hosts")
     run = lambda name: str(folder / name)
+    pictures = encoded_sets.prepare(folder / "tfds")
+    encoder = str(pictures), str(encoded_sets.save_autoencoder(folder / "vae"))
     a = Group(
         folder, 1, 8, ("train", run("eight"), STEPS, FSDP),
         ("wait", run("C is done")), ("onward", run("moved"), 2, FSDP),
@@ -112,6 +115,7 @@ def measured(tmp_path_factory):
     c = Group(
         folder, 1, 1, ("train", run("one"), STEPS, {}), ("wait", run("B is done")),
         ("sample", run("two"), run("one.npy")), ("evaluate", run("two")),
+        ("encode", *encoder, "by_one"),
         ("onward", run("moved"), 2, {}),
         ("wait", run("A is done")), ("as_far", run("one"), run("moved"), {}),
     )  # fmt: skip
@@ -124,6 +128,7 @@ def measured(tmp_path_factory):
             ("divide", run("order")),
             *[("rows", sizes, list(order)) for sizes, order in LAYOUTS.values()],
             ("sample", run("two"), run("two.npy")), ("evaluate", run("two")),
+            ("encode", *encoder, "by_two"),
             ("train", run("moved"), 10**6, FSDP),
         )  # fmt: skip
         while len(losses(folder / "moved")) < STEPS + 2:
@@ -232,6 +237,20 @@ def test_figures_of_two_processes_are_those_of_one(measured):
     assert json.loads(line)["frechet"] == figures[0]
     lines = (folder / "two" / "metrics.jsonl").read_text().count('"evaluation"')
     assert lines == 2  # B's first process, and C's
+
+
+def test_a_set_that_two_processes_encode_is_that_of_one(measured):
+    folder, told = measured
+    shares = [t["numbers"] for process in told["B"] for t in process if t["task"] == "encode"]
+    assert shares == [[6 + 8] * 2, [8 + 5] * 2]  # files of 6, 8, 8 and 5: every other one
+    for split in encoded_sets.SIZES:
+        sets = [sources.source(name, split, folder / "tfds", progress=lambda _: None)
+                for name in ("by_one", "by_two")]  # fmt: skip
+        one, two = (s.gather(range(len(s))) for s in sets)
+        assert one.keys() == two.keys() and {"latent", "latent_std", "label"} <= one.keys()
+        np.testing.assert_array_equal(one["label"], two["label"])
+        for name in ("latent", "latent_std"):
+            np.testing.assert_allclose(one[name], two[name], rtol=2e-5, atol=2e-6)
 
 
 CONFIG = """
