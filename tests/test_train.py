@@ -275,5 +275,5 @@ def test_a_start_or_a_teacher_that_does_not_fit_is_named(straight, tmp_path):
         go(c, tmp_path / "b")
     c = student(straight)
     c.low_res.factor = 2
-    with pytest.raises(UserError, match=r"teacher=.* residual\) None; this run has \[2, 'area'"):
+    with pytest.raises(UserError, match=r"teacher=.* residual\) None; this run has \[2.0, 'area'"):
         go(c, tmp_path / "c")
