@@ -15,8 +15,10 @@ Latents have 3 (f4), 4 (f8) or 16 (f16) channels; codebooks have 2048 codes that
 FSQ's levels (8, 8, 6, 5) make 1920.
 
 `small` is a first try: 32 x 32 pixels, a narrow network without attention, 400 steps, distances
-between pixels in place of the rFID. A step takes 1.6 core-seconds, most of them in LPIPS: some six
-minutes on two cores. After 161 of them held-out emoji come back with 15.1 dB, LPIPS 0.36.
+between pixels in place of the rFID. Most of it is LPIPS: five minutes on two cores. Of 1,000
+held-out emoji (`jdiff evaluate --features=inception --num=1000`) the reconstructions, blurred and
+in few colours, have 15.7 dB, SSIM 0.49, LPIPS 0.30 and an rFID of 110 (other real images 50.7,
+noise 414).
 """
 
 import ml_collections
