@@ -1,7 +1,9 @@
 """jdiff encode: what the folder holds, that it is taken up where it was cut off, and bad input."""
 
+import contextlib
 import dataclasses
 import json
+import types
 
 import encoded_sets
 import jax
@@ -12,6 +14,7 @@ import pytest
 from jdiff import encoding, latents
 from jdiff.data import encoded, pipeline, shards, sources
 from jdiff.errors import UserError
+from jdiff.parallel import hosts
 
 BATCH, FILE = 4, 8  # 21 and 6 images: three files and one; the last batches are partial
 
@@ -154,6 +157,22 @@ def test_cut_off_and_taken_up_the_folder_is_the_same_byte_for_byte(
     )
     stamp = again.stat().st_mtime_ns
     assert encoding.encode(other) == again and again.stat().st_mtime_ns == stamp
+
+
+def test_what_a_process_encodes_does_not_depend_on_how_far_the_others_are(
+    root, coder, folder, monkeypatch
+):
+    """The second of two does all of its files before the first looks what there is to do."""
+    other = wanted(root, coder, name="apart", mirrored=True, text="words")
+    monkeypatch.setattr(encoding, "_wait_for_all", lambda line: None)
+    monkeypatch.setattr(hosts, "first_before_others", lambda name: contextlib.nullcontext())
+    for index in (1, 0):
+        line = types.SimpleNamespace(index=index, count=2, first=index == 0)
+        monkeypatch.setattr(hosts, "line", lambda line=line: line)
+        made = encoding.encode(other)
+    for name, held in files(folder).items():
+        if "array_record" in name:
+            assert (made / name.replace("pics_latents", "apart")).read_bytes() == held
 
 
 def test_batches_take_the_mirror_images_latents(root, folder):
