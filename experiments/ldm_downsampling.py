@@ -393,14 +393,14 @@ def picture(s: Settings, found: dict, floor: float, workdir: pathlib.Path,
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib import ticker
 
     from jdiff import pictures
 
     factors = [f for f in s.factors if (f, s.parts[-1]) in found]
     figure = plt.figure(figsize=(10.5, 6))
-    grid = figure.add_gridspec(2, max(2, len(factors)), height_ratios=(1, 0.9))
-    half = max(2, len(factors)) // 2
-    left, right = figure.add_subplot(grid[0, :half]), figure.add_subplot(grid[0, half:])
+    above, below = figure.add_gridspec(2, 1, height_ratios=(1, 0.9))
+    left, right = above.subgridspec(1, 2).subplots()
     for factor, style in zip(s.factors, ("o-", "s--", "^-", "v:")):
         rows = [found[factor, part] for part in s.parts if (factor, part) in found]
         label = f"factor {factor}"
@@ -409,9 +409,13 @@ def picture(s: Settings, found: dict, floor: float, workdir: pathlib.Path,
     for axis, words in ((left, "seconds of training"), (right, "samples a second")):
         axis.axhline(floor, color="0.5", linestyle=":", label="held-out images")
         axis.set(xlabel=words, ylabel="Fréchet distance", xscale="log", yscale="log")
+        for line in (axis.xaxis, axis.yaxis):
+            line.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            line.set_major_formatter("{x:g}")
+            line.set_minor_locator(ticker.NullLocator())
     left.legend()
-    for i, factor in enumerate(factors):
-        axis = figure.add_subplot(grid[1, i])
+    cells = below.subgridspec(1, max(1, len(factors))).subplots(squeeze=False)[0]
+    for axis, factor in zip(cells, factors):
         images = np.load(workdir / "cells" / f"f{factor}_{found[factor, s.parts[-1]].step}.npy")
         axis.imshow(pictures.grid(images, columns=4))
         axis.set_title(f"factor {factor}")
