@@ -414,8 +414,9 @@ def picture(s: Settings, found: dict, floor: float, workdir: pathlib.Path,
             line.set_major_formatter("{x:g}")
             line.set_minor_locator(ticker.NullLocator())
     left.legend()
-    cells = below.subgridspec(1, max(1, len(factors))).subplots(squeeze=False)[0]
-    for axis, factor in zip(cells, factors):
+    cells = below.subgridspec(1, max(1, len(factors)))
+    for i, factor in enumerate(factors):
+        axis = figure.add_subplot(cells[0, i])
         images = np.load(workdir / "cells" / f"f{factor}_{found[factor, s.parts[-1]].step}.npy")
         axis.imshow(pictures.grid(images, columns=4))
         axis.set_title(f"factor {factor}")
